@@ -1,0 +1,42 @@
+// Package command runs one external program: time limit, capped output, clean environment, no shell.
+package command
+
+import (
+	"context"
+	"io"
+	"time"
+)
+
+// Spec is one run of a program.
+type Spec struct {
+	Path    string        // looked up in PATH if it holds no slash
+	Args    []string      // without the program's name
+	Env     []string      // the whole environment, "KEY=value"; nil gives an empty one
+	Dir     string        // working directory; empty: the process's own
+	Stdin   io.Reader     // nil: /dev/null
+	Timeout time.Duration // 0: none; then the whole process group is killed
+	MaxOut  int           // bytes of standard output kept; 0: 64 KiB. What is more is read and dropped.
+}
+
+// Result is how a run ended.
+type Result struct {
+	Exit     int    // exit code; -1 if killed by a signal or not started
+	Stdout   []byte // at most MaxOut bytes
+	Stderr   []byte // at most 4 KiB
+	Cut      bool   // output was dropped
+	TimedOut bool
+	Started  bool // false: the program could not be started; Err says why
+	Err      error
+	Duration time.Duration
+}
+
+// Runner runs programs; tests substitute a function.
+type Runner interface {
+	Run(ctx context.Context, s Spec) Result
+}
+
+// RunnerFunc is a function as a Runner.
+type RunnerFunc func(ctx context.Context, s Spec) Result
+
+// Run calls f.
+func (f RunnerFunc) Run(ctx context.Context, s Spec) Result { return f(ctx, s) }
