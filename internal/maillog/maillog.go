@@ -1,0 +1,288 @@
+// Package maillog writes the mail log: an observer of the timeline that makes one line of each event.
+package maillog
+
+import (
+	"log/syslog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/log"
+)
+
+// maxBuffered bounds the bytes that wait for a slow destination; lines beyond are dropped and counted.
+const maxBuffered = 1 << 20
+
+// timeLayout starts each line, except in syslog, which has its own.
+const timeLayout = "2006-01-02 15:04:05.000000 "
+
+// Config says where the log goes.
+type Config struct {
+	// Path is "<syslog>", "<stdout>", "<stderr>" or a file, which is made (with its directory) and appended to.
+	Path string
+	// OnError is called for each failed or dropped write; nil: nothing.
+	OnError func()
+}
+
+// Log is the mail log. Lines are handed to one goroutine that writes whatever has come together, so no session waits for a disk.
+type Log struct {
+	conf  Config
+	stamp bool
+
+	mu      sync.Mutex
+	buf     []byte
+	dest    writer
+	failing bool // the last write failed, and that was reported
+
+	wake chan struct{} // holds one token when there is something to write
+	quit chan struct{}
+	done chan struct{}
+}
+
+type writer interface {
+	Write([]byte) (int, error)
+	Close() error
+}
+
+// Open opens the destination and starts the writer; Close stops it.
+func Open(conf Config) (*Log, error) {
+	dest, err := open(conf.Path)
+	if err != nil {
+		return nil, err
+	}
+	if conf.OnError == nil {
+		conf.OnError = func() {}
+	}
+	l := &Log{conf: conf, dest: dest, stamp: conf.Path != "<syslog>", 
+		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+	go l.run()
+	return l, nil
+}
+
+func open(path string) (writer, error) {
+	switch path {
+	case "<syslog>", "":
+		return syslog.New(syslog.LOG_INFO|syslog.LOG_MAIL, "chasquid")
+	case "<stdout>":
+		return standard{os.Stdout}, nil
+	case "<stderr>":
+		return standard{os.Stderr}, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0775); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0644)
+}
+
+// standard is an output of the process, which is not ours to close.
+type standard struct{ *os.File }
+
+func (standard) Close() error { return nil }
+
+// Reopen opens a file destination again, for log rotation. On an error the old one stays in use.
+func (l *Log) Reopen() error {
+	if _, ok := l.dest.(*os.File); !ok {
+		return nil
+	}
+	dest, err := open(l.conf.Path)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	old := l.dest
+	l.dest = dest
+	l.mu.Unlock()
+	return old.Close()
+}
+
+// Close writes what is left and closes the destination. Events observed later are dropped.
+func (l *Log) Close() error {
+	close(l.quit)
+	<-l.done
+	return l.dest.Close()
+}
+
+// run writes what has come together until Close.
+func (l *Log) run() {
+	defer close(l.done)
+	var spare []byte
+	for open := true; open; {
+		select {
+		case <-l.wake:
+		case <-l.quit:
+			open = false
+		}
+		l.mu.Lock()
+		lines, dest := l.buf, l.dest
+		l.buf = spare[:0]
+		l.mu.Unlock()
+		if len(lines) > 0 {
+			l.write(dest, lines)
+		}
+		spare = lines
+	}
+}
+
+func (l *Log) write(dest writer, lines []byte) {
+	var err error
+	if l.stamp {
+		_, err = dest.Write(lines)
+	} else {
+		err = writeEach(dest, lines)
+	}
+	if err == nil {
+		l.failing = false
+		return
+	}
+	l.conf.OnError()
+	if !l.failing {
+		l.failing = true
+		log.Errorf("mail log: cannot write to %s: %v (reported once until it works again)", l.conf.Path, err)
+	}
+}
+
+// writeEach gives syslog one line at a time, as one write is one message there.
+func writeEach(dest writer, lines []byte) (err error) {
+	start := 0
+	for i, c := range lines {
+		if c == '\n' {
+			if _, e := dest.Write(lines[start:i]); e != nil {
+				err = e
+			}
+			start = i + 1
+		}
+	}
+	return err
+}
+
+// Observe appends the line of the event, if it has one.
+func (l *Log) Observe(e *timeline.Event) {
+	l.mu.Lock()
+	if len(l.buf) > maxBuffered {
+		l.mu.Unlock()
+		l.conf.OnError()
+		return
+	}
+	before := len(l.buf)
+	if l.stamp {
+		l.buf = e.At.AppendFormat(l.buf, timeLayout)
+	}
+	start := len(l.buf)
+	l.buf = appendLine(l.buf, e)
+	if len(l.buf) == start {
+		l.buf = l.buf[:before]
+		l.mu.Unlock()
+		return
+	}
+	l.buf = append(l.buf, '\n')
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// appendLine appends the text of the event; the layouts are those that log readers of existing installations parse.
+func appendLine(b []byte, e *timeline.Event) []byte {
+	switch e.Kind {
+	case timeline.Listen:
+		return appendText(append(b, "daemon listening on "...), e.Text)
+	case timeline.Auth:
+		b = append(b, e.Client...)
+		if e.Err == nil {
+			b = append(b, " auth succeeded for "...)
+		} else {
+			b = append(b, " auth failed for "...)
+		}
+		return appendText(b, e.User)
+	case timeline.Refused:
+		return appendRefused(b, e)
+	case timeline.Queued:
+		b = append(appendFrom(append(b, e.ID...), e), " queued ip="...)
+		b = append(append(b, e.Client...), " to="...)
+		return appendList(b, e.Rcpts)
+	case timeline.Attempt:
+		return appendAttempt(b, e)
+	case timeline.LoopEnd:
+		b = append(appendFrom(append(b, e.ID...), e), " completed loop, next in "...)
+		return append(b, e.Wait.Round(time.Millisecond).String()...)
+	case timeline.Final:
+		return append(appendFrom(append(b, e.ID...), e), " all done"...)
+	case timeline.Operator:
+		return appendText(append(appendFrom(append(b, e.ID...), e), " operator: "...), e.Text)
+	}
+	return b
+}
+
+func appendRefused(b []byte, e *timeline.Event) []byte {
+	b = append(append(b, e.Client...), " rejected"...)
+	if e.From != (address.Address{}) || len(e.Rcpts) > 0 {
+		b = appendFrom(b, e)
+	}
+	if len(e.Rcpts) > 0 {
+		b = appendList(append(b, " to="...), e.Rcpts)
+	}
+	return appendText(append(b, " - "...), e.Text)
+}
+
+func appendAttempt(b []byte, e *timeline.Event) []byte {
+	b = append(appendFrom(append(b, e.ID...), e), " to="...)
+	b = appendText(b, e.Rcpt.Target())
+	if e.Outcome.Disposition == mail.Delivered {
+		return append(b, " sent"...)
+	}
+	if e.Outcome.Disposition == mail.Failed {
+		b = append(b, " failed (permanent): "...)
+	} else {
+		b = append(b, " failed (temporary): "...)
+	}
+	if e.Outcome.Err != nil {
+		return appendText(b, e.Outcome.Err.Error())
+	}
+	return appendText(b, e.Outcome.Reply.String())
+}
+
+func appendFrom(b []byte, e *timeline.Event) []byte {
+	return appendText(append(b, " from="...), e.From.LogString())
+}
+
+func appendList(b []byte, as []address.Address) []byte {
+	b = append(b, '[')
+	for i, a := range as {
+		if i > 0 {
+			b = append(b, ' ')
+		}
+		b = appendText(b, a.LogString())
+	}
+	return append(b, ']')
+}
+
+// appendText appends s with everything that could break a line or a terminal escaped.
+func appendText(b []byte, s string) []byte {
+	for i := 0; i < len(s); i++ {
+		if s[i] < ' ' || s[i] >= 0x7f {
+			return appendEscaped(b, s)
+		}
+	}
+	return append(b, s...)
+}
+
+func appendEscaped(b []byte, s string) []byte {
+	for _, r := range s {
+		if r == '"' || r == '\\' {
+			b = append(b, byte(r))
+			continue
+		}
+		q := strconv.AppendQuoteRune(nil, r)
+		if r == '\'' {
+			q = []byte(`'''`)
+		}
+		b = append(b, q[1:len(q)-1]...)
+	}
+	return b
+}

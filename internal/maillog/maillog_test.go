@@ -1,0 +1,117 @@
+package maillog
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/smtp"
+	"blitiri.com.ar/go/chasquid/internal/timeline"
+)
+
+// TestLOG6 pins the line of every event to the layouts that existing log readers parse.
+func TestLOG6(t *testing.T) {
+	a, b := address.MustParse("a@x.test"), address.MustParse("b@y.test")
+	rcpt := &mail.Recipient{To: b}
+	for _, c := range []struct {
+		e    timeline.Event
+		want string
+	}{
+		{timeline.Event{Kind: timeline.Listen, Text: "[::]:25"}, "daemon listening on [::]:25"},
+		{timeline.Event{Kind: timeline.Auth, Client: "1.2.3.4:5", User: "u@x.test"}, "1.2.3.4:5 auth succeeded for u@x.test"},
+		{timeline.Event{Kind: timeline.Auth, Client: "1.2.3.4:5", User: "u\nv@x.test", Err: errors.New("no")}, `1.2.3.4:5 auth failed for u\nv@x.test`},
+		{timeline.Event{Kind: timeline.Refused, Client: "1.2.3.4:5", From: a, Rcpts: []address.Address{b}, Text: "relay not allowed"},
+			"1.2.3.4:5 rejected from=a@x.test to=[b@y.test] - relay not allowed"},
+		{timeline.Event{Kind: timeline.Refused, Client: "1.2.3.4:5", Text: "malformed address: x"}, "1.2.3.4:5 rejected - malformed address: x"},
+		{timeline.Event{Kind: timeline.Refused, Client: "1.2.3.4:5", Rcpts: []address.Address{a, b}, Text: "r"},
+			"1.2.3.4:5 rejected from=<> to=[a@x.test b@y.test] - r"},
+		{timeline.Event{Kind: timeline.Queued, ID: "ID", From: a, Client: "1.2.3.4:5", Rcpts: []address.Address{a, b}},
+			"ID from=a@x.test queued ip=1.2.3.4:5 to=[a@x.test b@y.test]"},
+		{timeline.Event{Kind: timeline.Attempt, ID: "ID", Rcpt: rcpt, Outcome: &mail.Outcome{Disposition: mail.Delivered}}, "ID from=<> to=b@y.test sent"},
+		{timeline.Event{Kind: timeline.Attempt, ID: "ID", From: a, Rcpt: rcpt, Outcome: &mail.Outcome{Disposition: mail.Failed, Err: errors.New("no such user")}},
+			"ID from=a@x.test to=b@y.test failed (permanent): no such user"},
+		{timeline.Event{Kind: timeline.Attempt, ID: "ID", From: a, Rcpt: rcpt, Outcome: &mail.Outcome{Reply: smtp.NewReply(450, "4.2.1", "later")}},
+			"ID from=a@x.test to=b@y.test failed (temporary): 450 4.2.1 later"},
+		{timeline.Event{Kind: timeline.LoopEnd, ID: "ID", From: a, Wait: 61 * time.Second}, "ID from=a@x.test completed loop, next in 1m1s"},
+		{timeline.Event{Kind: timeline.Final, ID: "ID", From: a}, "ID from=a@x.test all done"},
+		{timeline.Event{Kind: timeline.Check}, ""},
+	} {
+		if got := string(appendLine(nil, &c.e)); got != c.want {
+			t.Errorf("%s:\n got %q\nwant %q", c.e.Kind, got, c.want)
+		}
+	}
+}
+
+// TestFile checks that lines reach the file in order, stamped, and that Reopen moves to a new file.
+func TestFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "new", "mail.log")
+	l, err := Open(Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Date(2026, 3, 4, 5, 6, 7, 8000, time.Local)
+	for _, id := range []mail.ID{"one", "two"} {
+		l.Observe(&timeline.Event{Kind: timeline.Final, ID: id, At: at})
+	}
+	l.Observe(&timeline.Event{Kind: timeline.Check, At: at})
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	l.Observe(&timeline.Event{Kind: timeline.Final, ID: "three", At: at})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	both, last := read(t, path+".1")+read(t, path), read(t, path)
+	const stamp = "2026-03-04 05:06:07.000008 "
+	if want := stamp + "one from=<> all done\n" + stamp + "two from=<> all done\n" + stamp + "three from=<> all done\n"; both != want {
+		t.Errorf("log is\n%swant\n%s", both, want)
+	}
+	if !strings.Contains(last, "three") {
+		t.Errorf("line after Reopen is not in the new file: %q", last)
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+type broken struct{ writes int }
+
+func (b *broken) Write([]byte) (int, error) { b.writes++; return 0, errors.New("disk gone") }
+func (*broken) Close() error                { return nil }
+
+// TestWriteErrors checks that failed writes and dropped lines are counted, and that a stuck destination does not grow memory.
+func TestWriteErrors(t *testing.T) {
+	errs := 0
+	l := &Log{conf: Config{Path: "x", OnError: func() { errs++ }}, stamp: true}
+	l.write(&broken{}, []byte("line\n"))
+	if errs != 1 || !l.failing {
+		t.Errorf("after a failed write: %d errors, failing=%v", errs, l.failing)
+	}
+	l.buf = make([]byte, maxBuffered+1)
+	l.Observe(&timeline.Event{Kind: timeline.Final, ID: "x"})
+	if errs != 2 || len(l.buf) != maxBuffered+1 {
+		t.Errorf("over the limit: %d errors, %d bytes buffered", errs, len(l.buf))
+	}
+}
+
+// TestOpenError checks that an unusable path is reported with the path, as start-up prints it.
+func TestOpenError(t *testing.T) {
+	_, err := Open(Config{Path: filepath.Join(t.TempDir(), "dir") + "/"})
+	if err == nil {
+		t.Fatal("a directory was opened as a log")
+	}
+}
