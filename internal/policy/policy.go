@@ -40,6 +40,9 @@ type Transaction struct {
 	Session *Session
 	Env     *mail.Envelope
 	Results Results
+
+	ID     mail.ID       // the queue id it will get, once the body phase has begun; empty if the queue gives ids later
+	Prefix func() []byte // in the body phase: the header lines that will stand on top of the content, but for what later checks add
 }
 
 // Results of the checks that ran for this transaction, for Authentication-Results, hooks and later checks.
