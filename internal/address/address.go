@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/net/idna"
@@ -74,7 +75,10 @@ func (a Address) WithASCIIDomain() (Address, error) {
 		return a, nil
 	}
 	d, err := DomainToASCII(a.Domain)
-	return Address{Local: a.Local, Domain: d}, err
+	if err != nil {
+		return Address{}, err
+	}
+	return Address{Local: a.Local, Domain: d}, nil
 }
 
 // Parse parses "local@domain" or "local" as RFC 5321 section 4.1.2 writes a Mailbox (with UTF-8 as RFC 6531 section 3.3):
@@ -83,8 +87,10 @@ func Parse(s string) (Address, error) {
 	if len(s) > MaxLocal+2+1+MaxDomain+8 {
 		return Address{}, ErrTooBig
 	}
-	if !utf8.ValidString(s) {
-		return Address{}, fmt.Errorf("%w: invalid UTF-8", ErrSyntax)
+	if !isASCII(s) {
+		if err := checkUnicode(s); err != nil {
+			return Address{}, err
+		}
 	}
 	local, rest, err := parseLocal(s)
 	if err != nil {
@@ -169,6 +175,20 @@ func parseQuoted(s string) (local, rest string, err error) {
 	return "", "", fmt.Errorf("%w: unterminated quoted local part", ErrSyntax)
 }
 
+// checkUnicode refuses text that is not UTF-8, or that holds characters no mailbox needs and that disturb logs and terminals:
+// C1 controls and the Unicode line ends. (RFC 6531 section 3.3 would let them through.)
+func checkUnicode(s string) error {
+	if !utf8.ValidString(s) {
+		return fmt.Errorf("%w: invalid UTF-8", ErrSyntax)
+	}
+	for _, r := range s {
+		if r >= 0x80 && unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
+			return fmt.Errorf("%w: control character %U", ErrSyntax, r)
+		}
+	}
+	return nil
+}
+
 func quoteLocal(l string) string {
 	plain := l != "" && l[0] != '.' && l[len(l)-1] != '.' && !strings.Contains(l, "..")
 	for i := 0; plain && i < len(l); i++ {
@@ -189,11 +209,16 @@ func quoteLocal(l string) string {
 	return b.String()
 }
 
-// isAtext reports atext of RFC 5322 section 3.2.3; bytes of UTF-8 sequences count as atext (RFC 6531 section 3.3).
-func isAtext(c byte) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c >= 0x80 ||
-		strings.IndexByte("!#$%&'*+-/=?^_`{|}~", c) >= 0
-}
+// atext is the table of RFC 5322 section 3.2.3; bytes of UTF-8 sequences count as atext (RFC 6531 section 3.3).
+var atext = func() (t [256]bool) {
+	for c := range t {
+		t[c] = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c >= 0x80 ||
+			strings.IndexByte("!#$%&'*+-/=?^_`{|}~", byte(c)) >= 0
+	}
+	return t
+}()
+
+func isAtext(c byte) bool { return atext[c] }
 
 func isASCII(s string) bool {
 	for i := 0; i < len(s); i++ {
@@ -206,22 +231,48 @@ func isASCII(s string) bool {
 
 // NormalizeDomain returns the lower-case Unicode form of a domain name, or of an address literal (RFC 5321 section 4.1.3).
 // It refuses everything that is not a host name: empty or over-long labels, control and path characters, a trailing dot.
+// It is idempotent, and does not allocate for a name that is in that form already and ASCII.
 func NormalizeDomain(d string) (string, error) {
 	if strings.HasPrefix(d, "[") {
 		return normalizeLiteral(d)
 	}
-	if !strings.Contains(d, "xn--") && simpleDomain(d) {
-		return d, nil
+	lower := strings.ToLower(d)
+	if !hasALabel(lower) && simpleDomain(lower) {
+		return lower, nil
 	}
-	u, err := idna.ToUnicode(strings.ToLower(d))
+	if len(d) > 4*MaxDomain { // a U-label never takes more than four bytes a character
+		return "", fmt.Errorf("%w: too long", ErrDomain)
+	}
+	u, err := idna.ToUnicode(lower)
 	if err != nil {
 		return "", fmt.Errorf("%w: %v", ErrDomain, err)
 	}
-	u = strings.ToLower(norm.NFC.String(u))
+	u = norm.NFC.String(strings.ToLower(norm.NFC.String(u)))
+	if hasALabel(u) || !isASCII(u) && !graphic(u) {
+		return "", fmt.Errorf("%w: not a host name", ErrDomain) // an A-label within an A-label, spaces, controls, marks of direction
+	}
 	if _, err := DomainToASCII(u); err != nil {
 		return "", err
 	}
 	return u, nil
+}
+
+// hasALabel reports a label that starts like an A-label (RFC 5890 section 2.3.2.1).
+func hasALabel(d string) bool { return strings.HasPrefix(d, "xn--") || strings.Contains(d, ".xn--") }
+
+// graphic reports a Unicode domain whose characters can all stand in a label: visible ones, not the dots and slashes that look like
+// our separators. The joiners U+200C and U+200D are invisible but needed by some scripts (RFC 5892 appendix A).
+func graphic(d string) bool {
+	for _, r := range d {
+		switch {
+		case r == '\u200c' || r == '\u200d':
+		case r == '\u3002' || r == '\uff0e' || r == '\uff61' || r == '\u2044' || r == '\u2215' || r == '\uff0f':
+			return false
+		case r == utf8.RuneError || !unicode.IsGraphic(r) || unicode.IsSpace(r):
+			return false
+		}
+	}
+	return true
 }
 
 // DomainToASCII returns the A-label form of a domain in Unicode form; literals are returned as they are.
@@ -294,6 +345,9 @@ func NormalizeUser(u string) (string, error) {
 	n, err := precis.UsernameCaseMapped.String(u)
 	if err != nil {
 		return "", fmt.Errorf("%w: %v", ErrUser, err)
+	}
+	if n == "" { // RFC 8265 section 3.3.2 rule 5, which the library leaves to us
+		return "", fmt.Errorf("%w: empty", ErrUser)
 	}
 	return n, nil
 }
