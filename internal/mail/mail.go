@@ -44,6 +44,7 @@ type Recipient struct {
 	Command string          // the command of a pipe
 	Via     []string        // the servers of a forward, tried in order
 	Orig    address.Address // as accepted at RCPT, before aliases
+	Detail  string          // of a local mailbox: the suffix of Orig that To lost, "tag" of "user+tag"; empty if there was none
 	Params  smtp.Params     // of RCPT as given: kept verbatim for the next hop and the notice
 
 	NotBefore time.Time // not attempted earlier; zero: at once
