@@ -3,6 +3,7 @@ package smtp
 import (
 	"errors"
 	"strings"
+	"unicode/utf8"
 )
 
 // Param is one ESMTP parameter of MAIL or RCPT: KEYWORD or KEYWORD=value (RFC 5321 section 4.1.1.11). Keyword is upper case.
@@ -56,21 +57,33 @@ var ErrParam = errors.New("malformed parameter")
 // A value may hold any printable character but "=" and space; UTF-8 is allowed (RFC 6531 section 3.3). A repeated keyword is an error.
 func ParseParams(s string) (Params, error) {
 	var ps Params
-	for _, word := range strings.Fields(s) {
+	for {
+		s = strings.TrimLeft(s, " ")
+		if s == "" {
+			return ps, nil
+		}
+		var word string
+		word, s, _ = strings.Cut(s, " ")
 		k, v, has := strings.Cut(word, "=")
-		if !validKeyword(k) || (has && !validValue(v)) {
+		if !ValidKeyword(k) || (has && !validValue(v)) || len(ps) == MaxParams {
 			return nil, ErrParam
 		}
 		k = strings.ToUpper(k)
 		if ps.Has(k) {
 			return nil, ErrParam
 		}
+		if ps == nil {
+			ps = make(Params, 0, 2)
+		}
 		ps = append(ps, Param{Keyword: k, Value: v, HasValue: has})
 	}
-	return ps, nil
 }
 
-func validKeyword(k string) bool {
+// MaxParams is how many parameters one command may have; all that are defined together are fewer.
+const MaxParams = 20
+
+// ValidKeyword reports an esmtp-keyword (RFC 5321 section 4.1.2): a letter or digit, then letters, digits and hyphens.
+func ValidKeyword(k string) bool {
 	for i := 0; i < len(k); i++ {
 		c := k[i]
 		alnum := c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
@@ -87,7 +100,7 @@ func validValue(v string) bool {
 			return false
 		}
 	}
-	return v != ""
+	return v != "" && utf8.ValidString(v)
 }
 
 const hexDigits = "0123456789ABCDEF"
