@@ -15,9 +15,13 @@ const traceLabel = "trace_id"
 // it, so that the trace store may make sure it stays; it is false when a scrape asks whether an exemplar made earlier still leads somewhere.
 type KeptFunc func(id [16]byte, observed bool, v float64) bool
 
-// SetKept gives the registry the trace store's answer. Until then there are no exemplars.
+// SetKept gives the registry the trace store's answer. Until then, and with nil, there are no exemplars.
 func (r *Registry) SetKept(f KeptFunc) {
-	if r != nil {
+	switch {
+	case r == nil:
+	case f == nil:
+		r.kept.Store(nil)
+	default:
 		r.kept.Store(&f)
 	}
 }

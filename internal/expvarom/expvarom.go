@@ -12,6 +12,7 @@ package expvarom
 import (
 	"expvar"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -66,9 +67,10 @@ func once[T any](r *Registry, info Info, mk func() (T, prometheus.Collector, exp
 	defer r.mu.Unlock()
 	if old := r.byName[info.Name]; old != nil {
 		v, ok := old.self.(T)
-		if !ok || !sameLabels(old.info.Labels, info.Labels) {
+		if !ok || !slices.Equal(old.info.Labels, info.Labels) {
 			panic(fmt.Sprintf("expvarom: %s is already registered as a %s with labels %q", info.Name, old.info.Type, old.info.Labels))
 		}
+		old.info.Known = mergeKnown(old.info.Known, info.Known)
 		return v
 	}
 	v, c, ev := mk()
@@ -89,16 +91,24 @@ func (r *Registry) addLocked(v *variable, c prometheus.Collector) {
 	r.order = append(r.order, v)
 }
 
-func sameLabels(a, b []string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
+// mergeKnown returns for each label the values of a and those of b that a lacks.
+func mergeKnown(a, b [][]string) [][]string {
+	var merged [][]string
+	for i := range max(len(a), len(b)) {
+		var vs []string
+		if i < len(a) {
+			vs = slices.Clone(a[i])
 		}
+		if i < len(b) {
+			for _, v := range b[i] {
+				if !slices.Contains(vs, v) {
+					vs = append(vs, v)
+				}
+			}
+		}
+		merged = append(merged, vs)
 	}
-	return true
+	return merged
 }
 
 // guard returns the counter of the values of a metric that were folded, nil for a nil registry.

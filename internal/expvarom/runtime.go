@@ -5,7 +5,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
@@ -19,12 +18,8 @@ func (r *Registry) RegisterRuntime(version, revision, sourceDate string) {
 	r.GaugeVecFunc("chasquid_build_info", "What is running: always 1.", []string{"version", "revision", "goversion", "source_date"},
 		func(emit func(float64, ...string)) { emit(1, version, revision, runtime.Version(), sourceDate) })
 	r.MustRegister(collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsScheduler, collectors.MetricsGC)))
-	r.MustRegister(collectors.NewProcessCollector(prometheusProcess()))
+	r.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	r.MustRegister(collectors.NewBuildInfoCollector())
-}
-
-func prometheusProcess() collectors.ProcessCollectorOpts {
-	return collectors.ProcessCollectorOpts{}
 }
 
 func parseDate(s string) int64 {
@@ -38,5 +33,3 @@ func parseDate(s string) int64 {
 	}
 	return 0
 }
-
-var _ prometheus.Collector = (*Int)(nil)
