@@ -25,7 +25,7 @@ type Result struct {
 	Stderr   []byte // at most 4 KiB
 	Cut      bool   // output was dropped
 	TimedOut bool
-	Started  bool // false: the program could not be started; Err says why
+	Started  bool  // false: the program could not be started; Err says why
 	Err      error // why it failed: nil only for exit code 0 with all the input read that the program wanted
 	Duration time.Duration
 }
