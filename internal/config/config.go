@@ -1,0 +1,183 @@
+// Package config turns chasquid.conf into plain, checked values.
+package config
+
+//go:generate protoc --go_out=. --go_opt=paths=source_relative config.proto
+//go:generate go run ./gendoc -out ../../docs/configuration.md
+
+import (
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// FileName is the name of the configuration file in the configuration directory.
+const FileName = "chasquid.conf"
+
+// maxFileSize bounds what is read as a configuration file, so that a wrong path (a device, a mailbox) fails fast.
+const maxFileSize = 4 << 20
+
+// Config is an effective configuration: defaults, file and overrides merged and checked. It is not changed after Load.
+type Config struct {
+	*Settings // the effective settings as written; use the parsed values below where there are any
+
+	Dir  string // configuration directory
+	File string // the file it was read from
+
+	MaxDataSize   int64         // bytes
+	GiveUp        time.Duration // of give_up_send_after
+	DelayNotice   time.Duration // of delay_notice_after; 0 is never
+	Time          Durations     // of timeouts
+	TrustedProxy  []netip.Prefix
+	OutgoingIPs   []netip.Addr     // at most one of each family
+	Resolvers     []netip.AddrPort // of dns_server
+	Relay         *Relay           // of relay_via; nil is direct delivery
+	Routes        []DomainRoute    // of route, in file order
+	LocalMaildir  string           // path template of "maildir:", empty if not used
+	LocalLMTP     string           // socket path or host:port of "lmtp:", empty if not used
+	SRS           bool
+	SRSSecretFile string // path of the SRS secret
+	TLSReports    bool
+	ACME          *ACMEConfig // nil is off
+
+	// Warnings are sentences about settings that are legal but probably not meant.
+	Warnings []string
+}
+
+// Durations are the parsed timeouts.
+type Durations struct {
+	Command, Data, Session, PostDataHook, AliasHook, LocalDelivery, Dial, Drain time.Duration
+}
+
+// TLSMode says how TLS is used towards a relay.
+type TLSMode uint8
+
+// The modes.
+const (
+	Opportunistic TLSMode = iota // STARTTLS when offered
+	StartTLS                     // STARTTLS required
+	ImplicitTLS                  // TLS from the first byte
+)
+
+// Relay is a server that takes mail for us.
+type Relay struct {
+	Host     string // name or IP, without brackets
+	Port     uint16
+	TLS      TLSMode
+	User     string
+	Password string
+}
+
+// DomainRoute is one exception: mail for Domain goes through Relay, or by MX records if Relay is nil.
+type DomainRoute struct {
+	Domain     string // normalised, without the leading dot
+	Subdomains bool   // the domains below Domain rather than Domain itself
+	Relay      *Relay
+}
+
+// ACMEConfig are the acme settings with their defaults filled in.
+type ACMEConfig struct {
+	Email, DirectoryURL, HTTPAddress, CAFile string
+	Hostnames                                []string
+}
+
+// Default returns the built-in settings. The host name is left empty: Load asks the operating system.
+func Default() *Settings {
+	on, plus, dot := "on", "+", "."
+	return &Settings{
+		MaxDataSizeMb:            50,
+		SmtpAddress:              []string{"systemd"},
+		SubmissionAddress:        []string{"systemd"},
+		SubmissionOverTlsAddress: []string{"systemd"},
+		MailDeliveryAgentBin:     "maildrop",
+		MailDeliveryAgentArgs:    []string{"-f", "%from%", "-d", "%to_user%"},
+		DataDir:                  "/var/lib/chasquid",
+		SuffixSeparators:         &plus,
+		DropCharacters:           &dot,
+		MailLogPath:              "<syslog>",
+		MaxQueueItems:            1_000_000,
+		GiveUpSendAfter:          "120h",
+		MaxRecipients:            1000,
+		MaxReceivedHeaders:       100,
+		MaxConnections:           10_000,
+		MaxConnectionsPerIp:      100,
+		SenderLoginMatch:         "off",
+		HaproxyTrusted: []string{"127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16",
+			"169.254.0.0/16", "fe80::/10", "fc00::/7"},
+		DelayNoticeAfter:            "4h",
+		MinFreeDiskMb:               256,
+		MaxDeliveries:               200,
+		MaxDeliveriesPerDestination: 20,
+		Srs:                         on,
+		TlsReports:                  on,
+		HistoryDays:                 7,
+		HistoryMaxMb:                1024,
+		Timeouts: &Timeouts{
+			Command: "5m", Data: "3m", Session: "60m", PostDataHook: "1m", AliasHook: "5s", LocalDelivery: "30s",
+			Dial: "30s", Drain: "30s",
+		},
+	}
+}
+
+// Load reads the configuration file at path, applies the overrides (the same grammar; may be empty) and checks the result.
+// Errors are of type *Error; several wrong values are joined with errors.Join.
+func Load(path, overrides string) (*Config, error) {
+	text, err := readFile(path)
+	if err != nil {
+		return nil, readError(path, err)
+	}
+	s := Default()
+	fromFile, err := parse(source{what: "config", file: path, text: text})
+	if err != nil {
+		return nil, err
+	}
+	fromFlags, err := parse(source{what: "override", text: overrides})
+	if err != nil {
+		return nil, err
+	}
+	c := &Config{Settings: s, File: path}
+	merge(s.ProtoReflect(), fromFile.ProtoReflect(), c.warnIgnored)
+	merge(s.ProtoReflect(), fromFlags.ProtoReflect(), c.warnIgnored)
+	if s.Hostname == "" {
+		if s.Hostname, err = os.Hostname(); err != nil {
+			return nil, &Error{prefix: "could not get hostname", Field: "hostname", Msg: err.Error(),
+				Fix: `set hostname: "mail.example.org" in ` + path, err: err}
+		}
+	}
+	if c.Dir, err = filepath.Abs(filepath.Dir(path)); err != nil {
+		return nil, readError(path, err)
+	}
+	k := &checker{Config: c, file: text, overrides: overrides}
+	if err := k.run(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Path returns p, made relative to the configuration directory unless it is absolute or empty.
+func (c *Config) Path(p string) string {
+	if p == "" || filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(c.Dir, p)
+}
+
+// Equal reports whether two configurations have the same effective settings.
+func (c *Config) Equal(d *Config) bool { return proto.Equal(c.Settings, d.Settings) }
+
+func readFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
+	if err == nil && len(b) > maxFileSize {
+		err = &os.PathError{Op: "read", Path: path, Err: errors.New("larger than 4 MiB: not a configuration file")}
+	}
+	return string(b), err
+}
