@@ -1,0 +1,190 @@
+// Package monitoring is the HTTP server that explains the mail server: index, metrics, traces, queue, profiles and health.
+package monitoring
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/log"
+	"golang.org/x/net/netutil"
+)
+
+// Limits of the server, so that a flood or a hung client of the monitor never touches mail.
+const (
+	maxConnections    = 64
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 10 * time.Second
+	writeTimeout      = 30 * time.Second
+	idleTimeout       = 60 * time.Second
+	maxHeaderBytes    = 16 << 10
+	shutdownTimeout   = 2 * time.Second
+)
+
+// Page is one page of the server. Components make the handlers; the wiring lists them.
+type Page struct {
+	Path    string // "/debug/queue"
+	Method  string // GET when empty (HEAD included)
+	Title   string // in the index; a page without title is not listed
+	About   string // one sentence for the index
+	Group   string // index section
+	Public  bool   // seen by peers that are neither on loopback nor authenticated
+	Handler http.Handler
+	Subtree bool // the handler also serves everything below Path
+}
+
+// Build says what is running.
+type Build struct {
+	Version    string
+	SourceDate time.Time
+	GoVersion  string
+}
+
+// Config of a Server. Everything a page shows comes from here; the server reads no state of other packages by itself.
+type Config struct {
+	Hostname     string
+	AllowedHosts []string // further names accepted in Host on loopback
+	Build        Build
+	Started      time.Time
+	Pages        []Page
+	Checks       []Check
+	Status       func() Status // for the index
+	Exit         func()        // called by POST /exit after the reply is out
+	Metrics      *expvarom.Registry
+}
+
+// Server serves the pages.
+type Server struct {
+	conf     Config
+	mux      *http.ServeMux
+	m        *metrics
+	exiting  atomic.Bool
+	handler  http.Handler
+	profiles profileGate
+}
+
+// New makes a server; Serve runs it.
+func New(conf Config) *Server {
+	s := &Server{conf: conf, mux: http.NewServeMux(), m: newMetrics(conf.Metrics)}
+	s.mux.Handle("GET /{$}", http.HandlerFunc(s.index))
+	s.addHealth()
+	s.addProfiles()
+	s.addRuntime()
+	s.mux.Handle("POST /exit", http.HandlerFunc(s.exit))
+	for _, p := range conf.Pages {
+		s.add(p)
+	}
+	s.handler = s.guard(s.mux)
+	return s
+}
+
+func (s *Server) add(p Page) {
+	method := p.Method
+	if method == "" {
+		method = http.MethodGet
+	}
+	s.mux.Handle(method+" "+p.Path, p.Handler)
+	if p.Subtree {
+		s.mux.Handle(method+" "+p.Path+"/", p.Handler)
+	}
+}
+
+// ServeHTTP serves one request, with all checks.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+
+// Serve answers on l until ctx ends, then shuts down.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+	}
+	stopped := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+		defer cancel()
+		if err := srv.Shutdown(end); err != nil {
+			srv.Close()
+		}
+		stopped <- nil
+	}()
+	err := srv.Serve(netutil.LimitListener(l, maxConnections))
+	if errors.Is(err, http.ErrServerClosed) {
+		return <-stopped
+	}
+	return err
+}
+
+// guard wraps the mux with everything that is the same for all pages.
+func (s *Server) guard(next http.Handler) http.Handler {
+	cross := http.NewCrossOriginProtection().Handler(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rec := &recorder{ResponseWriter: w}
+		defer func() {
+			if p := recover(); p != nil {
+				if p == http.ErrAbortHandler {
+					panic(p)
+				}
+				s.m.panics.Inc()
+				log.Errorf("monitoring: panic serving %q: %v\n%s", r.URL.Path, p, debug.Stack())
+				http.Error(rec, "this page failed; the log has the details", http.StatusInternalServerError)
+			}
+			s.m.count(r, rec.code)
+		}()
+		setSecurityHeaders(w.Header())
+		if reason := s.refuse(r); reason != "" {
+			http.Error(rec, reason, http.StatusForbidden)
+			return
+		}
+		cross.ServeHTTP(rec, r)
+	})
+}
+
+// recorder remembers the status code. Unwrap lets handlers reach the connection's deadlines, as profiles need.
+type recorder struct {
+	http.ResponseWriter
+	code int
+}
+
+func (r *recorder) WriteHeader(code int) {
+	if r.code == 0 {
+		r.code = code
+	}
+	r.ResponseWriter.WriteHeader(code)
+}
+
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.code == 0 {
+		r.code = http.StatusOK
+	}
+	return r.ResponseWriter.Write(b)
+}
+
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+// exit answers first and stops the server afterwards, so that the client sees the reply.
+func (s *Server) exit(w http.ResponseWriter, r *http.Request) {
+	if s.conf.Exit == nil {
+		http.Error(w, "stopping over HTTP is not available", http.StatusNotImplemented)
+		return
+	}
+	w.Header().Set("Connection", "close")
+	w.Write([]byte("OK exiting\n"))
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		log.Errorf("monitoring: answering /exit: %v", err)
+	}
+	if s.exiting.CompareAndSwap(false, true) {
+		log.Infof("monitoring: stopping as asked by POST /exit from %s", r.RemoteAddr)
+		s.conf.Exit()
+	}
+}

@@ -1,0 +1,258 @@
+package monitoring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/expvarom"
+)
+
+// serve runs a server on loopback for the test and returns its URL.
+func serve(t *testing.T, conf Config) (*Server, string) {
+	t.Helper()
+	s := New(conf)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return s, "http://" + l.Addr().String()
+}
+
+func get(t *testing.T, url string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// TestAccess walks method, Host, Origin, Sec-Fetch-Site and peer: what a stranger or a web page may not reach.
+func TestAccess(t *testing.T) {
+	exited := false
+	s := New(Config{Hostname: "mail.example", AllowedHosts: []string{"mon.example"}, Exit: func() { exited = true },
+		Pages: []Page{{Path: "/debug/queue", Handler: http.NotFoundHandler()}}})
+	for _, c := range []struct {
+		method, path, host, peer, local string
+		header                          map[string]string
+		want                            int
+	}{
+		{"GET", "/", "localhost:1099", "127.0.0.1:5", "127.0.0.1:1099", nil, 200},
+		{"GET", "/", "[::1]:1099", "[::1]:5", "[::1]:1099", nil, 200},
+		{"GET", "/", "mail.example", "127.0.0.1:5", "127.0.0.1:1099", nil, 200},
+		{"GET", "/", "MON.example:1099", "127.0.0.1:5", "127.0.0.1:1099", nil, 200},
+		{"GET", "/", "evil.example", "127.0.0.1:5", "127.0.0.1:1099", nil, 403},
+		{"GET", "/", "localhost.evil.example", "127.0.0.1:5", "127.0.0.1:1099", nil, 403},
+		{"GET", "/", "192.0.2.1:1099", "192.0.2.7:5", "192.0.2.1:1099", nil, 403},
+		{"GET", "/debug/queue", "192.0.2.1:1099", "192.0.2.7:5", "192.0.2.1:1099", nil, 403},
+		{"GET", "/debug/pprof/heap", "192.0.2.1:1099", "192.0.2.7:5", "192.0.2.1:1099", nil, 403},
+		{"GET", "/healthz", "192.0.2.1:1099", "192.0.2.7:5", "192.0.2.1:1099", nil, 200},
+		{"GET", "/readyz", "192.0.2.1:1099", "192.0.2.7:5", "192.0.2.1:1099", nil, 200},
+		{"GET", "/nothing", "localhost", "127.0.0.1:5", "127.0.0.1:1099", nil, 404},
+		{"GET", "/exit", "localhost", "127.0.0.1:5", "127.0.0.1:1099", nil, 405},
+		{"POST", "/exit", "localhost", "127.0.0.1:5", "127.0.0.1:1099", map[string]string{"Sec-Fetch-Site": "cross-site"}, 403},
+		{"POST", "/exit", "localhost", "127.0.0.1:5", "127.0.0.1:1099", map[string]string{"Origin": "http://evil.example"}, 403},
+		{"POST", "/exit", "localhost", "192.0.2.7:5", "192.0.2.1:1099", nil, 403},
+	} {
+		r := httptest.NewRequest(c.method, "http://"+c.host+c.path, nil)
+		r.RemoteAddr = c.peer
+		local, err := net.ResolveTCPAddr("tcp", c.local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, net.Addr(local)))
+		for k, v := range c.header {
+			r.Header.Set(k, v)
+		}
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if w.Code != c.want {
+			t.Errorf("%s %s Host %s from %s %v: %d, want %d (%s)", c.method, c.path, c.host, c.peer, c.header, w.Code, c.want, w.Body)
+		}
+		if w.Header().Get("Content-Security-Policy") == "" {
+			t.Errorf("%s: no Content-Security-Policy", c.path)
+		}
+	}
+	if exited {
+		t.Error("a refused POST /exit stopped the server")
+	}
+}
+
+// TestExit checks that a plain POST /exit answers first and then stops.
+func TestExit(t *testing.T) {
+	exits := make(chan bool, 2)
+	_, url := serve(t, Config{Exit: func() { exits <- true }})
+	resp, err := http.Post(url+"/exit", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if b, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || !strings.HasPrefix(string(b), "OK exiting") {
+		t.Errorf("POST /exit: %d %q", resp.StatusCode, b)
+	}
+	<-exits
+}
+
+// TestReady checks the verdict, the reasons, the exclusion and the single checks.
+func TestReady(t *testing.T) {
+	var queue error
+	hang := func(ctx context.Context) error { <-ctx.Done(); return nil }
+	_, url := serve(t, Config{Checks: []Check{
+		{"listeners", func(context.Context) error { return nil }},
+		{"queue_dir", func(context.Context) error { return queue }},
+	}})
+	if code, body := get(t, url+"/readyz"); code != 200 || body != "ready\n" {
+		t.Errorf("ready: %d %q", code, body)
+	}
+	queue = errors.New("disk is full: free some space on /var")
+	code, body := get(t, url+"/readyz?verbose")
+	if want := "[+] listeners: ok\n[-] queue_dir: disk is full: free some space on /var\nnot ready: queue_dir\n"; code != 503 || body != want {
+		t.Errorf("not ready: %d %q, want %q", code, body, want)
+	}
+	if code, _ := get(t, url+"/readyz?exclude=queue_dir"); code != 200 {
+		t.Errorf("excluded: %d", code)
+	}
+	if code, body := get(t, url+"/readyz/queue_dir"); code != 503 || !strings.Contains(body, "disk is full") {
+		t.Errorf("one check: %d %q", code, body)
+	}
+	if code, _ := get(t, url+"/readyz/other"); code != 404 {
+		t.Errorf("unknown check: %d", code)
+	}
+	if code, body := get(t, url+"/"); code != 200 || !strings.Contains(body, "NOT READY") || !strings.Contains(body, "disk is full") {
+		t.Errorf("index does not say why: %d %s", code, body)
+	}
+	if code, _ := get(t, url+"/healthz"); code != 200 {
+		t.Errorf("healthz: %d: nothing outside may make it fail", code)
+	}
+	s := New(Config{Checks: []Check{{"resolver", hang}, {"mda", func(context.Context) error { panic("boom") }}}})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	for _, r := range s.RunChecks(ctx) {
+		if r.Name == "mda" && r.Err == nil {
+			t.Error("a panicking check passed")
+		}
+	}
+}
+
+// TestPagesSurvive checks that a panicking page gives 500, is counted, and leaves the server working.
+func TestPagesSurvive(t *testing.T) {
+	reg := expvarom.New()
+	_, url := serve(t, Config{Metrics: reg, Pages: []Page{{Path: "/debug/bad", Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("boom") })}}})
+	if code, body := get(t, url+"/debug/bad"); code != 500 || strings.Contains(body, "boom") {
+		t.Errorf("panicking page: %d %q", code, body)
+	}
+	if code, _ := get(t, url+"/"); code != 200 {
+		t.Errorf("index after the panic: %d", code)
+	}
+	if v := newMetrics(reg).panics.Value(); v != 1 {
+		t.Errorf("panics counted: %v", v)
+	}
+}
+
+// TestEscaping puts markup into everything a stranger can name.
+func TestEscaping(t *testing.T) {
+	const evil = `<script>alert(1)</script>"'&`
+	_, url := serve(t, Config{Hostname: evil, Checks: []Check{{"config", func(context.Context) error { return errors.New(evil) }}},
+		Status: func() Status {
+			return Status{Listeners: []ListenerStatus{{Address: evil, Mode: evil}}, Certificates: []CertificateStatus{{Name: evil, Names: []string{evil}}},
+				ReloadErr: errors.New(evil), Traffic: []Figure{{Label: evil, Value: 1}}, Rejections: []Rejection{{Client: evil, From: evil, To: evil, Reason: evil}}}
+		}})
+	if _, body := get(t, url+"/"); strings.Contains(body, "<script") {
+		t.Error("markup from outside reached the index unescaped")
+	}
+}
+
+// TestPagesAnswer requests every page of this package, as existing checks do: at least ten lines for the main ones.
+func TestPagesAnswer(t *testing.T) {
+	_, url := serve(t, Config{})
+	for path, lines := range map[string]int{"/": 10, "/debug/flags": 10, "/debug/goroutines": 10, "/debug/goroutines?format=text": 10,
+		"/debug/requests": 10, "/debug/requests?fam=nothing&b=0": 1, "/debug/events": 5, "/debug/pprof/": 10, "/debug/pprof/heap?debug=1": 10} {
+		code, body := get(t, url+path)
+		if code != 200 || strings.Count(body, "\n") < lines {
+			t.Errorf("%s: %d, %d lines, want at least %d", path, code, strings.Count(body, "\n"), lines)
+		}
+	}
+}
+
+// TestProfiles checks the caps, and that only one profile runs at a time.
+func TestProfiles(t *testing.T) {
+	s, url := serve(t, Config{})
+	for _, q := range []string{"profile?seconds=301", "trace?seconds=61", "profile?seconds=-1", "profile?seconds=NaN", "profile?seconds=x"} {
+		if code, _ := get(t, url+"/debug/pprof/"+q); code != 400 {
+			t.Errorf("%s: %d, want 400", q, code)
+		}
+	}
+	s.profiles.busy.Store(true)
+	if code, _ := get(t, url+"/debug/pprof/profile?seconds=1"); code != 503 {
+		t.Errorf("second profile: %d, want 503", code)
+	}
+	s.profiles.busy.Store(false)
+	if code, body := get(t, url+"/debug/pprof/trace?seconds=0.05"); code != 200 || len(body) == 0 {
+		t.Errorf("trace: %d, %d bytes", code, len(body))
+	}
+}
+
+// TestHalfRequests holds every connection slot with an unfinished request; a scrape must be served once the header time is up.
+func TestHalfRequests(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes the header time-out of 5 s; -short was given")
+	}
+	_, url := serve(t, Config{})
+	addr := strings.TrimPrefix(url, "http://")
+	for range maxConnections {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: x\r\n")
+	}
+	start := time.Now()
+	if code, _ := get(t, url+"/healthz"); code != 200 {
+		t.Errorf("healthz: %d", code)
+	}
+	if d := time.Since(start); d > 2*readHeaderTimeout {
+		t.Errorf("served after %v", d)
+	}
+}
+
+// TestGoroutines checks that equal stacks are one group.
+func TestGoroutines(t *testing.T) {
+	stop := make(chan struct{})
+	defer close(stop)
+	for range 7 {
+		go func() { <-stop }()
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		for _, g := range goroutineGroups() {
+			if g.Count == 7 && strings.Contains(g.Stack, "TestGoroutines") && g.State == "chan receive" {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the seven goroutines are not one group: %+v", goroutineGroups())
+		}
+	}
+}
