@@ -72,7 +72,7 @@ func parseError(src source, err error) error {
 	case strings.HasPrefix(e.Msg, "cannot specify field by number"):
 		e.Msg, e.Fix = "settings are written by name, not by number", "write the setting's name"
 	case strings.HasPrefix(e.Msg, "invalid field name"):
-		e.Msg, e.Fix = "this is not a setting: "+strings.TrimSpace(strings.TrimPrefix(e.Msg, "invalid field name:")), "remove it, or write name: value"
+		e.Msg, e.Fix = fmt.Sprintf("%q does not begin a setting", strings.TrimPrefix(e.Msg, "invalid field name: ")), "remove it, or write name: value"
 	case strings.Contains(e.Msg, "missing field separator"):
 		e.Field, _, _ = strings.Cut(strings.TrimSpace(line), " ")
 		e.Msg, e.Fix = "a colon is missing after the setting's name", "write name: value"
