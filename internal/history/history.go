@@ -1,0 +1,283 @@
+// Package history keeps the last days of message timelines in SQLite, searchable; it observes the timeline and never delays mail.
+package history
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+	"sync"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/log"
+)
+
+// Defaults and bounds.
+const (
+	DefaultDays  = 7
+	DefaultBytes = 1 << 30
+
+	flushEvery   = time.Second
+	maxBuffered  = 8 << 20 // bytes of events that wait to be taken; more is dropped and counted
+	wakeBuffered = 1 << 20 // taken at once rather than at the next tick
+	lingers      = 10 * time.Second
+	maxPending   = 20000    // messages whose events are held in memory until they end
+	maxEvents    = 64 << 10 // bytes of events kept of one message; what comes after is dropped and counted
+	trimEvery    = time.Minute
+)
+
+// Config of a History. The zero value of a limit means its default.
+type Config struct {
+	Path     string        // the database file
+	Keep     time.Duration // messages that ended longer ago are forgotten
+	MaxBytes int64         // the oldest are forgotten when the database is larger
+	// HashAddresses keeps a keyed hash of each address instead of the address: searching for an address still works.
+	HashAddresses bool
+	Metrics       *expvarom.Registry
+}
+
+// History is the observer and the search. Run writes; until it runs, events wait in memory.
+type History struct {
+	conf Config
+	m    *metrics
+	key  []byte // of address hashes
+
+	mu   sync.Mutex
+	buf  []byte // encoded events in order
+	wake chan struct{}
+
+	syncs   chan chan struct{}
+	done    chan struct{}
+	db      *database // owned by Run, but for reads
+	pending map[mail.ID]*pendingMessage
+	current batch
+}
+
+type pendingMessage struct {
+	events []byte
+	since  time.Time
+	dirty  bool // not in the database as it is
+	stored bool // in the table of unfinished messages
+}
+
+type metrics struct {
+	dropped  *expvarom.Counter
+	failures *expvarom.Counter
+	messages *expvarom.Counter
+}
+
+// Open opens the database, setting a damaged one aside, and returns a History ready to observe.
+func Open(conf Config) (*History, error) {
+	if conf.Keep <= 0 {
+		conf.Keep = DefaultDays * 24 * time.Hour
+	}
+	if conf.MaxBytes <= 0 {
+		conf.MaxBytes = DefaultBytes
+	}
+	db, err := openDatabase(conf.Path)
+	if err != nil {
+		return nil, err
+	}
+	key, err := db.secret()
+	if err != nil {
+		return nil, err
+	}
+	h := &History{conf: conf, key: key, db: db, wake: make(chan struct{}, 1), syncs: make(chan chan struct{}), done: make(chan struct{}),
+		pending: map[mail.ID]*pendingMessage{}}
+	h.m = &metrics{
+		dropped:  conf.Metrics.Counter("chasquid_history_events_dropped_total", "Timeline events not kept because the history could not keep up, or one message had too many."),
+		failures: conf.Metrics.Counter("chasquid_history_errors_total", "Failed operations of the history database. Mail is not affected."),
+		messages: conf.Metrics.Counter("chasquid_history_messages_total", "Messages written to the history."),
+	}
+	h.current.id = db.lastBatch() + 1
+	return h, nil
+}
+
+// Observe takes an event. It only copies bytes into memory.
+func (h *History) Observe(e *timeline.Event) {
+	if e.Kind == timeline.Listen {
+		return
+	}
+	h.mu.Lock()
+	if len(h.buf) > maxBuffered {
+		h.mu.Unlock()
+		h.m.dropped.Inc()
+		return
+	}
+	h.buf = appendEvent(h.buf, e, h.name)
+	full := len(h.buf) > wakeBuffered
+	h.mu.Unlock()
+	if full {
+		select {
+		case h.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// name is what is kept of an address.
+func (h *History) name(a address.Address) string {
+	if !h.conf.HashAddresses || a.IsNull() {
+		return a.LogString()
+	}
+	return h.hash(a.String())
+}
+
+func (h *History) hash(s string) string {
+	m := hmac.New(sha256.New, h.key)
+	m.Write([]byte(strings.ToLower(s)))
+	return hex.EncodeToString(m.Sum(nil)[:12])
+}
+
+// Run writes what was observed until ctx ends, then writes the rest and closes the database.
+func (h *History) Run(ctx context.Context) {
+	defer close(h.done)
+	tick, trim := time.NewTicker(flushEvery), time.NewTicker(trimEvery)
+	defer tick.Stop()
+	defer trim.Stop()
+	var spare []byte
+	for {
+		var waiting chan struct{}
+		select {
+		case <-ctx.Done():
+			h.take(nil)
+			h.flush(true)
+			h.db.close()
+			return
+		case <-h.wake:
+		case <-tick.C:
+		case <-trim.C:
+			h.report("forgetting old messages", h.db.trim(time.Now().Add(-h.conf.Keep), h.conf.MaxBytes))
+		case waiting = <-h.syncs:
+		}
+		spare = h.take(spare)
+		h.flush(false)
+		if waiting != nil {
+			close(waiting)
+		}
+	}
+}
+
+// take sorts the waiting events to their messages and returns the buffer for reuse.
+func (h *History) take(spare []byte) []byte {
+	h.mu.Lock()
+	events := h.buf
+	h.buf = spare[:0]
+	h.mu.Unlock()
+	now := time.Now()
+	for b := events; len(b) > 0; {
+		var id mail.ID
+		kind, _, rest, ok := walk(b, func(f field) {
+			if f.tag == tagID {
+				id = mail.ID(f.value)
+			}
+		})
+		if !ok {
+			log.Errorf("history: internal error: undecodable event")
+			break
+		}
+		h.event(id, kind, b[:len(b)-len(rest)], now)
+		b = rest
+	}
+	return events
+}
+
+func (h *History) event(id mail.ID, kind timeline.Kind, b []byte, now time.Time) {
+	if id == "" {
+		h.add(b)
+		return
+	}
+	p := h.pending[id]
+	if p == nil {
+		p = &pendingMessage{since: now}
+		if kind != timeline.Queued && kind != timeline.Check {
+			p.events = h.db.live(id) // it lingered, or we were restarted
+			p.stored = p.events != nil
+		}
+		h.pending[id] = p
+	}
+	if len(p.events)+len(b) > maxEvents && kind != timeline.Final {
+		h.m.dropped.Inc()
+	} else {
+		p.events = append(p.events, b...)
+		p.dirty = true
+	}
+	if kind == timeline.Final || kind == timeline.Refused {
+		h.add(p.events)
+		delete(h.pending, id)
+		if p.stored {
+			h.current.ended = append(h.current.ended, id)
+		}
+	}
+}
+
+// add puts a finished message into the current batch.
+func (h *History) add(events []byte) {
+	h.current.add(events)
+	h.m.messages.Inc()
+	if h.current.n >= batchMessages {
+		h.seal()
+	}
+}
+
+func (h *History) seal() {
+	h.report("writing", h.db.write(&h.current))
+	h.current = batch{id: h.current.id + 1, data: h.current.data[:0]}
+}
+
+// flush writes the current batch as it is, and the messages that linger.
+func (h *History) flush(all bool) {
+	if h.current.dirty {
+		h.report("writing", h.db.write(&h.current))
+		if time.Since(h.current.began) > batchAge {
+			h.current = batch{id: h.current.id + 1, data: h.current.data[:0]}
+		}
+	}
+	var lingering []mail.ID
+	now := time.Now()
+	for id, p := range h.pending {
+		if p.dirty && (all || now.Sub(p.since) > lingers || len(h.pending) > maxPending) {
+			lingering = append(lingering, id)
+		}
+	}
+	if len(lingering) == 0 {
+		return
+	}
+	if err := h.db.writeLive(lingering, h.pending); err != nil {
+		h.report("writing", err)
+		return
+	}
+	for _, id := range lingering {
+		// What is written can be read back when the message moves again.
+		delete(h.pending, id)
+	}
+}
+
+func (h *History) report(what string, err error) {
+	if err == nil {
+		return
+	}
+	h.m.failures.Inc()
+	log.Errorf("history: %s: %v", what, err)
+	if h.db.damaged(err) {
+		if err := h.db.replace(); err != nil {
+			log.Errorf("history: starting a new database: %v", err)
+		}
+	}
+}
+
+// sync waits until everything observed so far can be found.
+func (h *History) sync(ctx context.Context) {
+	w := make(chan struct{})
+	select {
+	case h.syncs <- w:
+		<-w
+	case <-h.done:
+	case <-ctx.Done():
+	}
+}
