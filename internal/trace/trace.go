@@ -1,19 +1,29 @@
 // Package trace follows one operation: a span travels in the context, is annotated by whoever works for it, and is mirrored into golang.org/x/net/trace.
+//
+// A message has one trace id from accept to the final reply, kept with it in the queue; whatever is done for it, now or days later, is a
+// span of that trace. A connection has a trace of its own, linked to those of its messages. Spans go to the Recorder that main puts into
+// the context. It decides when a span ends whether its trace is worth keeping, within a fixed budget of memory, and changes its mind when
+// something that happens later to the same message goes wrong.
+//
+// Annotations are for operators: they never carry secrets. Callers keep AUTH exchanges, passwords and message content out of them.
 package trace
 
 import (
 	"context"
-	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"math/rand/v2"
+	"strings"
 )
 
 // ID is the 128-bit id of one message's trace, the same from accept to the final reply. The zero value means "none".
 type ID [16]byte
 
-// NewID returns a random id.
+// NewID returns a random id. Ids name traces; they are no secrets.
 func NewID() (id ID) {
-	rand.Read(id[:])
+	binary.LittleEndian.PutUint64(id[:8], rand.Uint64()|1) // not zero, which is "none" (and is invalid in W3C Trace Context)
+	binary.LittleEndian.PutUint64(id[8:], rand.Uint64()|1)
 	return id
 }
 
@@ -33,12 +43,94 @@ func (id ID) Short() string {
 	return hex.EncodeToString(id[:8])
 }
 
+// MarshalText renders the id as String does.
+func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText parses what MarshalText renders.
+func (id *ID) UnmarshalText(b []byte) (err error) {
+	*id = ID{}
+	if len(b) > 0 {
+		*id, err = ParseID(string(b))
+	}
+	return err
+}
+
 // ParseID parses 32 hex digits.
 func ParseID(s string) (id ID, err error) {
-	if n, err := hex.Decode(id[:], []byte(s)); err != nil || n != len(id) || len(s) != 32 {
+	if len(s) != 2*len(id) {
+		return ID{}, fmt.Errorf("bad trace id %q", s)
+	}
+	if _, err := hex.Decode(id[:], []byte(s)); err != nil {
 		return ID{}, fmt.Errorf("bad trace id %q", s)
 	}
 	return id, nil
+}
+
+// SpanID names one span of a trace. The zero value means "none".
+type SpanID [8]byte
+
+func newSpanID() (id SpanID) {
+	binary.LittleEndian.PutUint64(id[:], rand.Uint64()|1)
+	return id
+}
+
+// String renders the id as 16 hex digits, "" for the zero value.
+func (id SpanID) String() string {
+	if id == (SpanID{}) {
+		return ""
+	}
+	return hex.EncodeToString(id[:])
+}
+
+// MarshalText renders the id as String does.
+func (id SpanID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText parses what MarshalText renders.
+func (id *SpanID) UnmarshalText(b []byte) error {
+	*id = SpanID{}
+	if n, err := hex.Decode(id[:], b[:min(len(b), 2*len(id))]); len(b) > 0 && (err != nil || n != len(id) || len(b) != 2*len(id)) {
+		return fmt.Errorf("bad span id %q", b)
+	}
+	return nil
+}
+
+// Traceparent renders the ids as the W3C Trace Context header "traceparent", which hooks and delivery agents get as TRACEPARENT. It is ""
+// if there is no trace. Without a span, an id derived from the trace's stands in, as the format demands one.
+func Traceparent(id ID, span SpanID) string {
+	if id == (ID{}) {
+		return ""
+	}
+	if span == (SpanID{}) {
+		copy(span[:], id[8:])
+		span[0] |= 1
+	}
+	var b [55]byte
+	copy(b[:], "00-")
+	hex.Encode(b[3:], id[:])
+	b[35] = '-'
+	hex.Encode(b[36:], span[:])
+	copy(b[52:], "-01")
+	return string(b[:])
+}
+
+// ParseTraceparent parses a W3C "traceparent" (Trace Context, section 3.2). Versions to come are read as far as this one goes.
+func ParseTraceparent(s string) (id ID, span SpanID, ok bool) {
+	if len(s) < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-' || s[:2] == "ff" || strings.ToLower(s) != s {
+		return ID{}, SpanID{}, false
+	}
+	if len(s) > 55 && (s[:2] == "00" || s[55] != '-') {
+		return ID{}, SpanID{}, false
+	}
+	var flags, version [1]byte
+	for _, p := range []struct{ dst, src []byte }{{version[:], []byte(s[:2])}, {id[:], []byte(s[3:35])}, {span[:], []byte(s[36:52])}, {flags[:], []byte(s[53:55])}} {
+		if _, err := hex.Decode(p.dst, p.src); err != nil {
+			return ID{}, SpanID{}, false
+		}
+	}
+	if id == (ID{}) || span == (SpanID{}) {
+		return ID{}, SpanID{}, false
+	}
+	return id, span, true
 }
 
 // Family groups spans of one kind. Families are constants: nothing a stranger sends can make a new one.
@@ -80,29 +172,76 @@ func (f Family) String() string {
 	return "unknown"
 }
 
-// Span is one traced operation. A nil *Span is valid and does nothing, so callers never check.
-// All methods may be called from any goroutine; after Finish they do nothing but count.
-type Span struct {
-	id     ID
-	family Family
-}
+// MarshalText renders the family's name.
+func (f Family) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
 
-type spanKey struct{}
-
-// Start begins a span of the family as a child of the context's span, if there is one, and returns a context that carries it.
-func Start(ctx context.Context, f Family, title string) (context.Context, *Span) {
-	s := &Span{family: f}
-	if p := From(ctx); p != nil {
-		s.id = p.id
+// UnmarshalText parses what MarshalText renders.
+func (f *Family) UnmarshalText(b []byte) error {
+	var ok bool
+	if *f, ok = ParseFamily(string(b)); !ok {
+		return fmt.Errorf("unknown trace family %q", b)
 	}
-	return context.WithValue(ctx, spanKey{}, s), s
+	return nil
 }
 
-// StartMessage begins a span that belongs to the message trace id, linked to the context's span rather than its child.
-func StartMessage(ctx context.Context, f Family, title string, id ID) (context.Context, *Span) {
-	ctx, s := Start(ctx, f, title)
-	s.id = id
-	return ctx, s
+// ParseFamily is the inverse of String.
+func ParseFamily(s string) (Family, bool) {
+	for i, n := range familyNames {
+		if n == s {
+			return Family(i), true
+		}
+	}
+	return 0, false
+}
+
+// Families lists all families.
+func Families() []Family {
+	fs := make([]Family, numFamilies)
+	for i := range fs {
+		fs[i] = Family(i)
+	}
+	return fs
+}
+
+// late says that an error of the family is worth the whole story of its message, however long ago that began: a delivery that failed.
+func (f Family) late() bool { return f >= QueuePut && f <= DeliveryPipe }
+
+// mirrored says that spans of the family go to golang.org/x/net/trace.
+func (f Family) mirrored() bool { return f <= SMTPTransaction || f.late() }
+
+type (
+	spanKey     struct{}
+	recorderKey struct{}
+)
+
+// spanCtx is a context that carries a span, and by it the recorder.
+type spanCtx struct {
+	context.Context
+	s *Span
+}
+
+// Value returns what the context carries under the key.
+func (c *spanCtx) Value(key any) any {
+	switch key.(type) {
+	case spanKey:
+		return c.s
+	case recorderKey:
+		if c.s.rec != nil {
+			return c.s.rec
+		}
+	}
+	return c.Context.Value(key)
+}
+
+// WithRecorder returns a context whose spans go to r. Without one in the context, spans cost nothing and go nowhere.
+func WithRecorder(ctx context.Context, r *Recorder) context.Context {
+	return context.WithValue(ctx, recorderKey{}, r)
+}
+
+// RecorderFrom returns the context's recorder, nil if there is none.
+func RecorderFrom(ctx context.Context) *Recorder {
+	r, _ := ctx.Value(recorderKey{}).(*Recorder)
+	return r
 }
 
 // From returns the context's span, nil if there is none.
@@ -111,28 +250,34 @@ func From(ctx context.Context) *Span {
 	return s
 }
 
-// ID returns the message trace id of the span.
-func (s *Span) ID() ID {
-	if s == nil {
-		return ID{}
+// Start begins a span of the family as a child of the context's span, or else as the first of a new trace, and returns a context that
+// carries it. title is short, made for people, and no part of a larger string. Whoever starts a span finishes it, on the same goroutine
+// if goroutine labels are on.
+func Start(ctx context.Context, f Family, title string) (context.Context, *Span) {
+	p := From(ctx)
+	if p == nil {
+		if r := RecorderFrom(ctx); r != nil {
+			return r.start(ctx, &Span{family: f, title: title, id: NewID()}, nil)
+		}
+		return ctx, nil
 	}
-	return s.id
+	if p.rec == nil {
+		return ctx, p
+	}
+	return p.rec.start(ctx, &Span{family: f, title: title, id: p.id, parent: p.sid}, p)
 }
 
-// Printf adds an event. Arguments are formatted at once.
-func (s *Span) Printf(format string, a ...any) {}
-
-// Debugf adds an event that is logged only at verbosity 1.
-func (s *Span) Debugf(format string, a ...any) {}
-
-// Errorf adds an error event, marks the span as failed and returns the error.
-func (s *Span) Errorf(format string, a ...any) error { return fmt.Errorf(format, a...) }
-
-// Error records err as an error event, if it is not nil, and returns it.
-func (s *Span) Error(err error) error { return err }
-
-// Set sets an attribute shown with the span; key is a constant.
-func (s *Span) Set(key, value string) {}
-
-// Finish ends the span.
-func (s *Span) Finish() {}
+// StartMessage begins a span that belongs to the message trace id, linked to the context's span rather than its child. Without a recorder
+// the span does nothing but know its id.
+func StartMessage(ctx context.Context, f Family, title string, id ID) (context.Context, *Span) {
+	p := From(ctx)
+	if p != nil && p.id == id {
+		return Start(ctx, f, title)
+	}
+	s := &Span{family: f, title: title, id: id}
+	r := RecorderFrom(ctx)
+	if r == nil {
+		return &spanCtx{ctx, s}, s
+	}
+	return r.start(ctx, s, p)
+}

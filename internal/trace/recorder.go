@@ -1,0 +1,233 @@
+package trace
+
+import (
+	"context"
+	"runtime/pprof"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/expvarom"
+)
+
+// DefaultBudget is the memory a Recorder uses at most, in bytes.
+const DefaultBudget = 32 << 20
+
+// Config says what a Recorder does. The zero value keeps traces and does nothing else.
+type Config struct {
+	Metrics *expvarom.Registry
+
+	Budget  int64 // bytes of memory, 0: DefaultBudget
+	Log     bool  // errors go to the process log at level info, other events at level debug
+	Mirror  bool  // spans of connections, messages, the queue and deliveries go to golang.org/x/net/trace
+	Mirrors int   // spans mirrored in a second at most, 0: DefaultMirrors. Failed and slow ones have as many again
+	Labels  bool  // goroutines that work on a message or connection carry profiler labels "family" and "trace"
+
+	// Generation counts the starts of the server, so that spans of one message tell which process made them.
+	Generation int64
+
+	// Export gets the spans that are kept, as they end or when something later makes them interesting. It must not block.
+	Export func(SpanData)
+	// ExportAll hands all spans to Export, not only those that are kept.
+	ExportAll bool
+}
+
+// Recorder keeps what spans record: all of the last moments, and of the past what is worth looking at. It is safe for concurrent use.
+type Recorder struct {
+	cfg     Config
+	metrics metrics
+	mirrors mirrorLimit
+	ex      exemplars
+
+	active  atomic.Int64 // bytes of active spans
+	dropped atomic.Int64 // events that were dropped, or came after Finish
+
+	buffers sync.Pool // *buffer
+	scratch sync.Pool // *[]byte
+
+	mu   sync.Mutex
+	fams [numFamilies]family
+	store
+}
+
+// New returns a Recorder. To work it needs neither start nor stop.
+func New(cfg Config) *Recorder {
+	if cfg.Budget <= 0 {
+		cfg.Budget = DefaultBudget
+	}
+	if cfg.Mirrors <= 0 {
+		cfg.Mirrors = DefaultMirrors
+	}
+	r := &Recorder{cfg: cfg}
+	r.mirrors.max = int64(cfg.Mirrors)
+	r.buffers.New = func() any { return new(buffer) }
+	r.scratch.New = func() any { b := make([]byte, 0, 256); return &b }
+	r.store.init(cfg.Budget)
+	for i := range r.fams {
+		r.fams[i].init()
+	}
+	r.metrics.register(cfg.Metrics, r)
+	return r
+}
+
+// start makes s an active span and returns the context that carries it. from is the span of ctx, if it has one.
+func (r *Recorder) start(ctx context.Context, s *Span, from *Span) (context.Context, *Span) {
+	if s.family >= numFamilies {
+		s.family = numFamilies - 1
+	}
+	s.rec, s.sid, s.start, s.title = r, newSpanID(), time.Now(), cleanTitle(s.title)
+	s.logAs, s.logged = s.family, s.title
+	if from != nil && from.id != s.id {
+		s.links = append(s.links, Link{from.id, from.sid})
+		from.link(Link{s.id, s.sid})
+		if s.family == SMTPTransaction && from.family == SMTPConn {
+			s.logAs, s.logged = from.family, from.title // where fail2ban looks for refused commands
+		}
+	}
+	s.buf = r.getBuffer()
+	r.active.Add(spanSize)
+	if r.cfg.Mirror && s.family.mirrored() && r.mirrors.allow(s.start) {
+		s.mirror.begin(s)
+	}
+	r.mu.Lock()
+	s.state = r.stateOf(s.id)
+	s.state.active++
+	r.fams[s.family].push(s)
+	r.mu.Unlock()
+
+	if r.cfg.Labels && s.parent == (SpanID{}) {
+		s.unlabel = ctx
+		ctx = pprof.WithLabels(ctx, pprof.Labels("family", s.family.String(), "trace", s.id.Short()))
+		pprof.SetGoroutineLabels(ctx)
+	}
+	return &spanCtx{ctx, s}, s
+}
+
+// finished takes over a span that ended.
+func (r *Recorder) finished(s *Span, failed bool) {
+	r.metrics.finished(s.family, failed)
+	r.active.Add(-spanSize)
+	now := s.start.Add(s.dur)
+
+	r.mu.Lock()
+	r.fams[s.family].remove(s)
+	r.fams[s.family].count(s.dur, failed)
+	st := s.state
+	st.active--
+	was := st.kept()
+	r.addSpan(st, s)
+	r.decide(st, s, failed, now)
+	exports := r.exports(st, s, was)
+	r.evict(r.active.Load())
+	r.mu.Unlock()
+
+	for _, e := range exports {
+		r.cfg.Export(r.spanData(e))
+	}
+}
+
+// decide says why the trace of a span that ended is worth keeping, if it is.
+func (r *Recorder) decide(st *state, s *Span, failed bool, now time.Time) {
+	f := &r.fams[s.family]
+	e := entry{st: st, sid: s.sid}
+	if failed {
+		r.put(&f.errors, e, now)
+		if s.family.late() {
+			r.put(&r.late, e, now)
+		}
+	}
+	r.put(&f.buckets[Bucket(s.dur)], e, now)
+	if s.parent == (SpanID{}) {
+		r.put(&r.sample, e, now)
+		r.rows.add(s, failed)
+	}
+}
+
+// exports returns the spans to hand to Export now that s ended.
+func (r *Recorder) exports(st *state, s *Span, was bool) []*Span {
+	switch {
+	case r.cfg.Export == nil:
+		return nil
+	case r.cfg.ExportAll || was && st.kept():
+		return []*Span{s}
+	case st.kept(): // it just became interesting: all there is of it
+		return append([]*Span(nil), st.spans...)
+	}
+	return nil
+}
+
+// Import adds a span that ended before this process began, rebuilt from what is known of it.
+func (r *Recorder) Import(d SpanData) {
+	if r == nil || d.Trace == (ID{}) {
+		return
+	}
+	s := &Span{rec: r, id: d.Trace, sid: d.ID, parent: d.Parent, family: min(d.Family, numFamilies-1), title: cleanTitle(d.Title), start: d.Start,
+		dur: d.Duration, failed: d.Failed, imported: d.Generation}
+	if s.sid == (SpanID{}) {
+		s.sid = newSpanID()
+	}
+	s.links = append(s.links, d.Links[:min(len(d.Links), maxLinks)]...)
+	var b buffer
+	for _, a := range d.Attrs {
+		b.set(a.Key, a.Value)
+	}
+	for _, e := range d.Events {
+		b.add(e.Offset, e.Kind, []byte(e.Text), spanBytes)
+	}
+	s.notes = b.notes()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.state = r.stateOf(s.id)
+	r.addSpan(s.state, s)
+	r.evict(r.active.Load())
+}
+
+// Resume begins a span for a message that an earlier process accepted, at the time given: the trace goes on where that process left it.
+func Resume(ctx context.Context, f Family, title string, id ID, accepted time.Time) (context.Context, *Span) {
+	r := RecorderFrom(ctx)
+	if r != nil && id != (ID{}) {
+		r.mu.Lock()
+		_, known := r.traces[id]
+		r.mu.Unlock()
+		if !known {
+			r.Import(SpanData{Trace: id, Family: QueuePut, Title: title, Start: accepted, Generation: r.cfg.Generation - 1,
+				Events: []Event{{Kind: Info, Text: "accepted by an earlier process"}}})
+		}
+	}
+	ctx, s := StartMessage(ctx, f, title, id)
+	if r != nil {
+		s.Printf("resumed after restart, process generation %d", r.cfg.Generation)
+	}
+	return ctx, s
+}
+
+// eventLimit is the number of bytes the events of one span may take now.
+func (r *Recorder) eventLimit() int {
+	if r.active.Load() > r.cfg.Budget/4 {
+		return tightBytes
+	}
+	return spanBytes
+}
+
+func (r *Recorder) getBuffer() *buffer {
+	b := r.buffers.Get().(*buffer)
+	r.active.Add(int64(b.cap()))
+	return b
+}
+
+func (r *Recorder) putBuffer(b *buffer) {
+	c := b.cap()
+	r.active.Add(-int64(c))
+	if c <= 2*pooledCap {
+		b.reset()
+		r.buffers.Put(b)
+	}
+}
+
+func (r *Recorder) getScratch() *[]byte { return r.scratch.Get().(*[]byte) }
+
+func (r *Recorder) putScratch(p *[]byte) {
+	if cap(*p) <= 2*pooledCap {
+		r.scratch.Put(p)
+	}
+}

@@ -1,0 +1,329 @@
+package trace
+
+import (
+	"context"
+	"fmt"
+	"runtime/pprof"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"blitiri.com.ar/go/log"
+)
+
+// Span is one traced operation. A nil *Span is valid and does nothing, so callers never check.
+// All methods may be called from any goroutine; after Finish they do nothing but count.
+type Span struct {
+	rec    *Recorder // nil if the span only carries its id
+	id     ID
+	sid    SpanID
+	parent SpanID
+	family Family
+	logAs  Family // the family and title log lines go under
+	title  string
+	logged string
+	start  time.Time
+
+	mu      sync.Mutex
+	failed  bool
+	buf     *buffer // nil once finished
+	links   []Link
+	mirror  mirror
+	unlabel context.Context // the goroutine labels to go back to
+	notes   notes           // once finished
+	dur     time.Duration   // once finished
+
+	imported int64 // the generation of the process it comes from, if not this one
+
+	// Under the recorder's lock.
+	state      *state
+	prev, next *Span // active spans of the family
+}
+
+// ID returns the message trace id of the span.
+func (s *Span) ID() ID {
+	if s == nil {
+		return ID{}
+	}
+	return s.id
+}
+
+// SpanID returns the id of the span itself.
+func (s *Span) SpanID() SpanID {
+	if s == nil {
+		return SpanID{}
+	}
+	return s.sid
+}
+
+// Traceparent renders the span as W3C "traceparent", "" for a nil span.
+func (s *Span) Traceparent() string {
+	if s == nil {
+		return ""
+	}
+	return Traceparent(s.id, s.sid)
+}
+
+// Printf adds an event. Arguments are formatted at once. It is logged at verbosity 1.
+func (s *Span) Printf(format string, a ...any) {
+	if s != nil && s.rec != nil {
+		s.printf(Info, log.Debug, format, a)
+	}
+}
+
+// Debugf adds an event that is logged only at verbosity 1.
+func (s *Span) Debugf(format string, a ...any) {
+	if s != nil && s.rec != nil {
+		s.printf(Debug, log.Debug, format, a)
+	}
+}
+
+// Infof adds an event that is always logged: for the lines that readers of existing logs look for.
+func (s *Span) Infof(format string, a ...any) {
+	if s != nil && s.rec != nil {
+		s.printf(Info, log.Info, format, a)
+	}
+}
+
+// Errorf adds an error event, marks the span as failed and returns the error. It is always logged.
+func (s *Span) Errorf(format string, a ...any) error {
+	err := fmt.Errorf(format, a...)
+	if s != nil && s.rec != nil {
+		s.event(Error, log.Info, 1, []byte(err.Error()))
+	}
+	return err
+}
+
+// Error records err as an error event, if it is not nil, and returns it. It is always logged.
+func (s *Span) Error(err error) error {
+	if err != nil && s != nil && s.rec != nil {
+		s.event(Error, log.Info, 1, []byte(err.Error()))
+	}
+	return err
+}
+
+// Fail marks the span as failed without an event.
+func (s *Span) Fail() {
+	if s == nil || s.rec == nil {
+		return
+	}
+	s.mu.Lock()
+	s.failed = true
+	s.mu.Unlock()
+}
+
+// Event adds an event made of a name and values, "name key=value ...", without the cost of formatting.
+func (s *Span) Event(name string, fields ...Field) {
+	if s == nil || s.rec == nil {
+		return
+	}
+	p := s.rec.getScratch()
+	b := append((*p)[:0], name...)
+	for _, f := range fields {
+		b = f.append(b)
+	}
+	s.event(Debug, log.Debug, 1, b)
+	*p = b
+	s.rec.putScratch(p)
+}
+
+// Field is a value of an Event.
+type Field struct {
+	key, s string
+	n      int64
+	kind   uint8
+}
+
+// The kinds of fields.
+const (
+	fieldString = iota
+	fieldInt
+	fieldDuration
+)
+
+// Str is a string value.
+func Str(key, value string) Field { return Field{key: key, s: value} }
+
+// Num is an integer value.
+func Num(key string, n int64) Field { return Field{key: key, n: n, kind: fieldInt} }
+
+// Took is a duration.
+func Took(key string, d time.Duration) Field {
+	return Field{key: key, n: int64(d), kind: fieldDuration}
+}
+
+func (f *Field) append(b []byte) []byte {
+	b = append(b, ' ')
+	b = append(b, f.key...)
+	b = append(b, '=')
+	switch {
+	case f.kind == fieldInt:
+		return strconv.AppendInt(b, f.n, 10)
+	case f.kind == fieldDuration:
+		return append(b, time.Duration(f.n).String()...)
+	case f.s == "" || strings.ContainsAny(f.s, " \"="):
+		return strconv.AppendQuote(b, f.s[:min(len(f.s), maxText)])
+	}
+	return append(b, f.s...)
+}
+
+// Set sets an attribute shown with the span; key is a constant.
+func (s *Span) Set(key, value string) {
+	if s == nil || s.rec == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.buf == nil {
+		s.rec.dropped.Add(1)
+		return
+	}
+	c := s.buf.cap()
+	if !s.buf.set(key, value) {
+		s.rec.dropped.Add(1)
+	}
+	s.rec.active.Add(int64(s.buf.cap() - c))
+	if s.mirror.on() {
+		s.mirror.add(Info, printable([]byte(key+" = "+value[:min(len(value), maxText)])))
+	}
+}
+
+// Link refers to another trace that has to do with this one: the connection a message came by, the message a notice is about.
+func (s *Span) Link(id ID) {
+	if s != nil && s.rec != nil && id != s.id {
+		s.link(Link{Trace: id})
+	}
+}
+
+func (s *Span) link(l Link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.buf != nil && l.Trace != (ID{}) && len(s.links) < maxLinks {
+		s.links = append(s.links, l)
+	}
+}
+
+// printf formats an event.
+func (s *Span) printf(k Kind, level log.Level, format string, a []any) {
+	p := s.rec.getScratch()
+	b := fmt.Appendf((*p)[:0], format, a...)
+	s.event(k, level, 2, b)
+	*p = b
+	s.rec.putScratch(p)
+}
+
+// event records an event everywhere it belongs. depth is the number of calls between it and whoever annotated.
+func (s *Span) event(k Kind, level log.Level, depth int, text []byte) {
+	at := time.Since(s.start)
+	s.mu.Lock()
+	if k == Error {
+		s.failed = true
+	}
+	if s.buf == nil {
+		s.rec.dropped.Add(1)
+	} else {
+		c := s.buf.cap()
+		n := s.buf.add(at, k, text, s.rec.eventLimit())
+		if n > 0 {
+			s.rec.dropped.Add(int64(n))
+		}
+		if d := s.buf.cap() - c; d != 0 {
+			s.rec.active.Add(int64(d))
+		}
+		s.mirrorEvent(k, at, text)
+	}
+	s.mu.Unlock()
+	if s.rec.cfg.Log && log.V(level) {
+		s.log(k, level, depth+1, text)
+	}
+}
+
+// log writes an event to the process log, as "<family> <title>: <text>". Filters such as fail2ban's read these lines.
+func (s *Span) log(k Kind, level log.Level, depth int, text []byte) {
+	pre := ""
+	if k == Error {
+		pre = "error: "
+	}
+	log.Log(level, depth+1, "%s %s: %s%s", s.logAs, s.logged, pre, escape(string(text[:min(len(text), maxText)])))
+}
+
+// escape quotes text as Go does, without the outer quotes, so that nothing in it can make a line of its own.
+func escape(s string) string {
+	q := strconv.Quote(s)
+	return q[1 : len(q)-1]
+}
+
+// Finish ends the span.
+func (s *Span) Finish() {
+	if s == nil || s.rec == nil {
+		return
+	}
+	s.mu.Lock()
+	b := s.buf
+	if b == nil {
+		s.mu.Unlock()
+		return
+	}
+	s.dur = time.Since(s.start)
+	s.notes = b.notes()
+	s.buf = nil
+	m, failed, unlabel := s.mirror, s.failed, s.unlabel
+	s.mirror, s.unlabel = mirror{}, nil
+	s.mu.Unlock()
+
+	s.rec.putBuffer(b)
+	s.rec.finished(s, failed)
+	if m.on() {
+		m.finish(s.id, failed)
+	}
+	if unlabel != nil {
+		pprof.SetGoroutineLabels(unlabel)
+	}
+}
+
+// cleanTitle makes a title fit for pages and logs.
+func cleanTitle(t string) string {
+	if len(t) > maxTitle {
+		t = strings.Clone(t[:maxTitle])
+	}
+	for i, r := range t {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return escapeUnprintable([]byte(t), i)
+		}
+	}
+	return t
+}
+
+// printable returns the text with everything in it that is not valid UTF-8 or does not print escaped.
+func printable(b []byte) string {
+	for i := 0; i < len(b); {
+		r, n := utf8.DecodeRune(b[i:])
+		if r == utf8.RuneError && n <= 1 || !unicode.IsPrint(r) {
+			return escapeUnprintable(b, i)
+		}
+		i += n
+	}
+	return string(b)
+}
+
+// escapeUnprintable is printable from the first byte on that is not.
+func escapeUnprintable(b []byte, from int) string {
+	out := append(make([]byte, 0, len(b)+16), b[:from]...)
+	for i := from; i < len(b); {
+		r, n := utf8.DecodeRune(b[i:])
+		switch {
+		case r == utf8.RuneError && n <= 1:
+			out = fmt.Appendf(out, `\x%02x`, b[i])
+		case r == '\n' || r == '\t' || !unicode.IsPrint(r):
+			q := strconv.AppendQuoteRune(nil, r)
+			out = append(out, q[1:len(q)-1]...)
+		default:
+			out = append(out, b[i:i+n]...)
+		}
+		i += n
+	}
+	return string(out)
+}
