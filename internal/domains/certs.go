@@ -1,0 +1,210 @@
+package domains
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/trace"
+)
+
+// Cert is one certificate with its key. It is not changed once made.
+type Cert struct {
+	Name      string // of its directory
+	Dir       string
+	Leaf      *x509.Certificate
+	Names     []string // host names it is for, lower case
+	NotBefore time.Time
+	NotAfter  time.Time
+
+	tls tls.Certificate
+}
+
+// Certificate returns the certificate as crypto/tls wants it.
+func (c *Cert) Certificate() *tls.Certificate { return &c.tls }
+
+// readCerts returns the usable certificates in order of their directories, and the errors of those that are not usable any more.
+func (t *Table) readCerts(ctx context.Context) (list []*Cert, warnings []string, err error) {
+	entries, err := t.readDir("certs")
+	if err != nil {
+		if t.cfg.CertsOptional {
+			return nil, []string{err.Error()}, nil
+		}
+		return nil, nil, err
+	}
+	var errs []error
+	seen := map[string]*loaded[*Cert]{}
+	for _, e := range entries {
+		dir := t.path("certs", e.Name())
+		if st, err := os.Stat(dir); e.Type().IsRegular() || err == nil && !st.IsDir() {
+			continue
+		}
+		l, missing := loadCert(dir, e.Name(), t.certs[dir])
+		if missing != nil {
+			warnings = append(warnings, fmt.Sprintf("skipping: %v", missing))
+			continue
+		}
+		seen[dir] = l
+		failures := t.metrics.certErrors.With(e.Name())
+		if l.err != nil {
+			trace.From(ctx).Printf("%v", l.err)
+			errs = append(errs, l.err)
+			failures.Inc()
+		}
+		if l.ok {
+			list = append(list, l.value)
+			if w := l.value.warning(time.Now()); w != "" {
+				warnings = append(warnings, w)
+			}
+		}
+	}
+	t.certs = seen
+	if len(list) == 0 && len(errs) == 0 && !t.cfg.CertsOptional {
+		errs = append(errs, &Error{Path: t.path("certs"), Msg: "At least one valid certificate is needed", Fix: dirFix("certs")})
+	}
+	return list, warnings, errors.Join(errs...)
+}
+
+// loadCert loads a certificate's directory, unless it is as it was at the last look. If a file is missing from a directory that
+// never had a certificate, that is told apart: it is a directory of something else.
+func loadCert(dir, name string, last *loaded[*Cert]) (next *loaded[*Cert], missing error) {
+	chain, key := filepath.Join(dir, "fullchain.pem"), filepath.Join(dir, "privkey.pem")
+	state := fileState(chain, key)
+	if last != nil && last.state == state {
+		return last, nil
+	}
+	next = &loaded[*Cert]{state: state}
+	for _, f := range []string{chain, key} {
+		if _, err := os.Stat(f); err != nil {
+			if last == nil || !last.ok {
+				return nil, err
+			}
+			next.err = &Error{Path: f, Msg: fmt.Sprintf("error loading certificate %s: %v", dir, err), Err: err,
+				Fix: "put the file back, or remove the directory; until then the certificate loaded earlier is used"}
+		}
+	}
+	if next.err == nil {
+		next.value, next.err = newCert(dir, name, chain, key)
+	}
+	next.ok = next.err == nil
+	if !next.ok && last != nil && last.ok {
+		next.value, next.ok = last.value, true
+	}
+	return next, nil
+}
+
+func newCert(dir, name, chain, key string) (*Cert, error) {
+	pair, err := tls.LoadX509KeyPair(chain, key)
+	if err != nil {
+		e := &Error{Path: dir, Msg: fmt.Sprintf("error loading certificate %s: %v", dir, err), Err: err,
+			Fix: "renew the certificate, or move the directory elsewhere; the two files must belong together"}
+		if errors.Is(err, os.ErrPermission) {
+			e.Fix = fixRead(key)
+		}
+		return nil, e
+	}
+	c := &Cert{Name: name, Dir: dir, Leaf: pair.Leaf, NotBefore: pair.Leaf.NotBefore, NotAfter: pair.Leaf.NotAfter, tls: pair}
+	for _, n := range pair.Leaf.DNSNames {
+		c.Names = append(c.Names, strings.ToLower(n))
+	}
+	return c, nil
+}
+
+// expirySoon is when an approaching expiry is worth a warning at start and reload.
+const expirySoon = 7 * 24 * time.Hour
+
+func (c *Cert) warning(now time.Time) string {
+	switch {
+	case now.After(c.NotAfter):
+		return fmt.Sprintf("certificate %s expired on %s: clients will refuse it; renew it", c.Dir, c.NotAfter.Format(time.DateOnly))
+	case now.Before(c.NotBefore):
+		return fmt.Sprintf("certificate %s is valid only from %s: check the clock", c.Dir, c.NotBefore.Format(time.DateOnly))
+	case c.NotAfter.Sub(now) < expirySoon:
+		return fmt.Sprintf("certificate %s expires on %s: check that its renewal works", c.Dir, c.NotAfter.Format(time.DateOnly))
+	}
+	return ""
+}
+
+// certIndex finds certificates by name.
+type certIndex map[string][]*Cert
+
+func indexCerts(list []*Cert) certIndex {
+	ix := certIndex{}
+	for _, c := range list {
+		for _, n := range c.Names {
+			ix[n] = append(ix[n], c)
+		}
+	}
+	return ix
+}
+
+// candidates returns the certificates for a name, exact ones before wildcards (RFC 6125 section 6.4.3).
+func (ix certIndex) candidates(name string) []*Cert {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	list := ix[name]
+	if _, parent, ok := strings.Cut(name, "."); ok && ix["*."+parent] != nil {
+		list = append(list[:len(list):len(list)], ix["*."+parent]...)
+	}
+	return list
+}
+
+// HasCert reports whether some certificate is for the host name and valid now.
+func (s *Snapshot) HasCert(host string, now time.Time) bool {
+	for _, c := range s.certs.candidates(host) {
+		if now.After(c.NotBefore) && now.Before(c.NotAfter) {
+			return true
+		}
+	}
+	return false
+}
+
+// certificate selects by the name that the client asks for; clients that ask for none, or for one we do not have, get the first.
+func (s *Snapshot) certificate(hello *tls.ClientHelloInfo) (c *Cert, matched bool) {
+	list := s.certs.candidates(hello.ServerName)
+	for _, c := range list {
+		if hello.SupportsCertificate(&c.tls) == nil {
+			return c, true
+		}
+	}
+	if len(list) > 0 {
+		return list[0], true
+	}
+	for _, c := range s.Certs {
+		return c, false
+	}
+	return nil, false
+}
+
+// ErrNoCertificate is what a handshake fails with when there is no certificate at all.
+var ErrNoCertificate = errors.New("no certificate")
+
+// TLSConfig returns the configuration for incoming connections: TLS 1.2 at least, no session tickets, the ALPN protocols none or
+// smtp, certificates always of the current snapshot. more, if set, is asked when a client names a host that no certificate of
+// certs/ is for, or there is none at all; nil without error from it means it has none either. alpn are further ALPN protocols.
+func (t *Table) TLSConfig(more func(*tls.ClientHelloInfo) (*tls.Certificate, error), alpn ...string) *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS12,
+		SessionTicketsDisabled: true,
+		NextProtos:             append([]string{"smtp"}, alpn...),
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			c, matched := t.Current().certificate(hello)
+			if !matched && more != nil {
+				if extra, err := more(hello); err == nil && extra != nil {
+					return extra, nil
+				} else if c == nil && err != nil {
+					return nil, err
+				}
+			}
+			if c == nil {
+				return nil, ErrNoCertificate
+			}
+			return &c.tls, nil
+		},
+	}
+}

@@ -1,0 +1,161 @@
+package domains
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// handshake connects a client to the configuration and returns the certificate's first name.
+func handshake(t *testing.T, server *tls.Config, client *tls.Config) (tls.ConnectionState, error) {
+	t.Helper()
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	client.InsecureSkipVerify = true
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		s := tls.Server(a, server)
+		s.SetDeadline(time.Now().Add(5 * time.Second))
+		if s.Handshake() == nil {
+			s.Read(make([]byte, 1)) // until the client closes: TLS 1.3 clients need not wait for the server
+		}
+		a.Close()
+	})
+	c := tls.Client(b, client)
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	err := c.Handshake()
+	st := c.ConnectionState()
+	b.Close()
+	return st, err
+}
+
+// TestCFG11SNI: selection by the name asked for; the first directory is the default. D48: no name does anything else.
+func TestCFG11SNI(t *testing.T) {
+	d := newDir(t)
+	d.cert("b", 90, "b.test")
+	d.cert("a", 90, "a.test", "www.a.test")
+	d.cert("w", 90, "*.wild.test")
+	d.cert("z", 90, "exact.wild.test")
+	d.mkdir("domains/x.test")
+	conf := d.mustLoad().TLSConfig(nil)
+	for name, want := range map[string]string{
+		"": "a.test", "a.test": "a.test", "WWW.A.test": "a.test", "b.test": "b.test", "c.test": "a.test",
+		"x.wild.test": "*.wild.test", "exact.wild.test": "exact.wild.test", "y.x.wild.test": "a.test", "wild.test": "a.test",
+		"../../etc/passwd": "a.test", `b.test\`: "a.test", strings.Repeat("x", 250): "a.test",
+	} {
+		st, err := handshake(t, conf, &tls.Config{ServerName: name})
+		if err != nil || st.PeerCertificates[0].DNSNames[0] != want {
+			t.Errorf("%q: %v, want %s", name, err, want)
+		}
+	}
+}
+
+// TestCFG19TLSPolicy: TLS 1.2 at least, no session tickets, and ALPN none or smtp (X-4).
+func TestCFG19TLSPolicy(t *testing.T) {
+	d := newDir(t)
+	d.cert("a", 90, "a.test")
+	d.mkdir("domains/x.test")
+	conf := d.mustLoad().TLSConfig(nil, "acme-tls/1")
+	tests := []struct {
+		name   string
+		client *tls.Config
+		ok     bool
+	}{
+		{"TLS 1.1", &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, false},
+		{"TLS 1.2", &tls.Config{MaxVersion: tls.VersionTLS12}, true},
+		{"TLS 1.3", &tls.Config{MinVersion: tls.VersionTLS13}, true},
+		{"ALPN smtp", &tls.Config{NextProtos: []string{"smtp"}}, true},
+		{"ALPN http", &tls.Config{NextProtos: []string{"http/1.1", "h2"}}, false},
+		{"ALPN of the challenge", &tls.Config{NextProtos: []string{"acme-tls/1"}}, true},
+	}
+	for _, tc := range tests {
+		if _, err := handshake(t, conf, tc.client); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+	cache := tls.NewLRUClientSessionCache(4)
+	for range 2 {
+		st, err := handshake(t, conf, &tls.Config{ServerName: "a.test", ClientSessionCache: cache, MaxVersion: tls.VersionTLS12})
+		if err != nil || st.DidResume {
+			t.Errorf("resumed %v %v", st.DidResume, err)
+		}
+	}
+}
+
+// TestCertReload: connections made after a reload get the renewed certificate, under a configuration made before.
+func TestCertReload(t *testing.T) {
+	d := newDir(t)
+	d.cert("a", 90, "a.test")
+	d.mkdir("domains/x.test")
+	tab := d.mustLoad()
+	conf := tab.TLSConfig(nil)
+	first, err := handshake(t, conf, &tls.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.cert("a", 180, "a.test")
+	if changed, _, err := tab.Reload(t.Context()); !changed || err != nil {
+		t.Fatal(changed, err)
+	}
+	second, err := handshake(t, conf, &tls.Config{})
+	if err != nil || second.PeerCertificates[0].Equal(first.PeerCertificates[0]) {
+		t.Errorf("still the old one (%v)", err)
+	}
+}
+
+// TestMoreCertificates: another source is asked for names that certs/ has nothing for, and its failure falls back.
+func TestMoreCertificates(t *testing.T) {
+	d := newDir(t)
+	d.cert("a", 90, "a.test")
+	d.mkdir("domains/x.test")
+	chain, key := makeCert(t, 90, "m.test")
+	extra, err := tls.X509KeyPair(chain, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		switch h.ServerName {
+		case "m.test":
+			return &extra, nil
+		case "fails.test":
+			return nil, errors.New("no")
+		}
+		return nil, nil
+	}
+	conf := d.mustLoad().TLSConfig(more)
+	for name, want := range map[string]string{"m.test": "m.test", "a.test": "a.test", "fails.test": "a.test", "none.test": "a.test"} {
+		st, err := handshake(t, conf, &tls.Config{ServerName: name})
+		if err != nil || st.PeerCertificates[0].DNSNames[0] != want {
+			t.Errorf("%s: %v, want %s", name, err, want)
+		}
+	}
+	d.remove("certs")
+	tab, _, err := d.load(Config{CertsOptional: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, ok := range map[string]bool{"m.test": true, "fails.test": false, "none.test": false} {
+		if _, err := handshake(t, tab.TLSConfig(more), &tls.Config{ServerName: name}); (err == nil) != ok {
+			t.Errorf("without certs/, %s: %v", name, err)
+		}
+	}
+}
+
+// TestExpiryWarnings: a certificate past or near its end, or not yet valid, is told at load.
+func TestExpiryWarnings(t *testing.T) {
+	for days, want := range map[int]string{1: "expired on", 3: "expires on", 90: ""} {
+		d := newDir(t)
+		d.cert("a", days, "a.test")
+		d.mkdir("domains/x.test")
+		_, warnings, err := d.load(Config{})
+		if got := strings.Join(warnings, "\n"); err != nil || !strings.Contains(got, want) || want == "" && got != "" {
+			t.Errorf("%d days: %q %v", days, got, err)
+		}
+	}
+}
