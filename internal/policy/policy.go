@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/message"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
 )
 
@@ -32,7 +33,8 @@ type Verdict struct {
 	Reason string      // why, in words for the log: never sent to the client
 	Label  string      // a constant for the rejection metric: "spf_fail", "unknown_user", …
 	Note   string      // "spf=pass", for the timeline
-	Header []byte      // header lines (CRLF) to put on top, in the order of the checks
+	Header []byte      // header lines (CRLF) to put on top, above Received, in the order of the checks
+	Below  []byte      // header lines (CRLF) to put between Received and the message: its signatures
 }
 
 // Transaction is what checks share about one message. Checks put their results here for later ones and for headers.
@@ -43,6 +45,13 @@ type Transaction struct {
 
 	ID     mail.ID       // the queue id it will get, once the body phase has begun; empty if the queue gives ids later
 	Prefix func() []byte // in the body phase: the header lines that will stand on top of the content, but for what later checks add
+
+	// Added are header lines (CRLF) that the server adds to the message itself, such as Date and Message-ID: set before the
+	// body checks, signed with the message and put directly on top of it, below signatures and Received.
+	Added []byte
+
+	header    *message.Header
+	headerErr error
 }
 
 // Results of the checks that ran for this transaction, for Authentication-Results, hooks and later checks.
