@@ -1,0 +1,208 @@
+// Package fault kills the server, cuts its power and breaks its disk, and counts what became of the mail.
+package fault
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Ledger remembers what was acknowledged, and refused how.
+type Ledger struct {
+	mu       sync.Mutex
+	accepted map[string]bool
+	next     int
+	replies  map[string]int // first words of replies other than 250 to end-of-data, and how often
+}
+
+// NewLedger returns an empty ledger.
+func NewLedger() *Ledger { return &Ledger{accepted: map[string]bool{}, replies: map[string]int{}} }
+
+// Accepted is the number of acknowledged messages.
+func (l *Ledger) Accepted() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.accepted)
+}
+
+// Replies lists the refusals seen.
+func (l *Ledger) Replies() map[string]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[string]int{}
+	for k, v := range l.replies {
+		out[k] = v
+	}
+	return out
+}
+
+func (l *Ledger) take() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.next++
+	return l.next
+}
+
+func (l *Ledger) note(id, reply string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if strings.HasPrefix(reply, "250") {
+		l.accepted[id] = true
+		return
+	}
+	l.replies[strings.TrimSpace(reply)]++
+}
+
+// message makes a message that carries its id and the checksum of its body.
+func message(id string, size int) string {
+	var body strings.Builder
+	r := rand.New(rand.NewPCG(uint64(len(id)), uint64(size)))
+	for body.Len() < size {
+		fmt.Fprintf(&body, "%s %016x%016x%016x\r\n", id, r.Uint64(), r.Uint64(), r.Uint64())
+	}
+	sum := sha256.Sum256([]byte(body.String()))
+	return fmt.Sprintf("X-Id: %s\r\nX-Sum: %s\r\nSubject: test\r\nFrom: <a@[127.0.0.1]>\r\n\r\n%s", id, hex.EncodeToString(sum[:]), body.String())
+}
+
+// Check reads a delivered message (with CRLF or LF line ends): its id, and whether its body is whole.
+func Check(msg string) (id string, whole bool) {
+	msg = strings.ReplaceAll(msg, "\r\n", "\n")
+	head, body, _ := strings.Cut(msg, "\n\n")
+	sum := ""
+	for line := range strings.SplitSeq(head, "\n") {
+		if v, ok := strings.CutPrefix(line, "X-Id: "); ok {
+			id = v
+		}
+		if v, ok := strings.CutPrefix(line, "X-Sum: "); ok {
+			sum = v
+		}
+	}
+	got := sha256.Sum256([]byte(strings.ReplaceAll(body, "\n", "\r\n")))
+	return id, hex.EncodeToString(got[:]) == sum
+}
+
+// Sender sends messages to addr over one connection after another until stop is closed; what fails is tried again as a new message.
+func (l *Ledger) Sender(addr, prefix, rcpt string, size func() int, stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		if err := l.session(addr, prefix, rcpt, size, stop); err != nil {
+			select {
+			case <-stop:
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+	}
+}
+
+func (l *Ledger) session(addr, prefix, rcpt string, size func() int, stop <-chan struct{}) error {
+	c, err := net.DialTimeout("tcp", addr, 2*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(60 * time.Second))
+	r := bufio.NewReader(c)
+	if _, err := reply(r); err != nil {
+		return err
+	}
+	if _, err := command(c, r, "EHLO client.test"); err != nil {
+		return err
+	}
+	for range 5 {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		id := fmt.Sprintf("%s-%06d", prefix, l.take())
+		for _, cmd := range []string{"MAIL FROM:<a@[127.0.0.1]>", "RCPT TO:<" + rcpt + ">", "DATA"} {
+			line, err := command(c, r, cmd)
+			if err != nil {
+				return err
+			}
+			if line[0] > '3' {
+				l.note(id, line)
+				return fmt.Errorf("%s: %s", cmd, line)
+			}
+		}
+		if _, err := io.WriteString(c, message(id, size())+".\r\n"); err != nil {
+			return err
+		}
+		line, err := reply(r)
+		if err != nil {
+			return err
+		}
+		l.note(id, line)
+		if line[0] != '2' {
+			return fmt.Errorf("end of data: %s", line)
+		}
+	}
+	return nil
+}
+
+func command(c net.Conn, r *bufio.Reader, line string) (string, error) {
+	if _, err := io.WriteString(c, line+"\r\n"); err != nil {
+		return "", err
+	}
+	return reply(r)
+}
+
+// reply reads one reply and returns its last line.
+func reply(r *bufio.Reader) (string, error) {
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return "", err
+		}
+		if len(line) < 4 {
+			return "", fmt.Errorf("short reply %q", line)
+		}
+		if line[3] != '-' {
+			return line, nil
+		}
+	}
+}
+
+// Verdict compares what was acknowledged with what was delivered.
+type Verdict struct {
+	Accepted, Delivered, Lost, Torn, Duplicates int
+	LostIDs                                     []string
+}
+
+// Judge compares the ledger with delivered messages.
+func (l *Ledger) Judge(delivered []string) Verdict {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v := Verdict{Accepted: len(l.accepted)}
+	seen := map[string]int{}
+	for _, m := range delivered {
+		id, whole := Check(m)
+		if !whole {
+			v.Torn++
+		}
+		seen[id]++
+		if seen[id] > 1 {
+			v.Duplicates++
+		}
+	}
+	v.Delivered = len(seen)
+	for id := range l.accepted {
+		if seen[id] == 0 {
+			v.Lost++
+			v.LostIDs = append(v.LostIDs, id)
+		}
+	}
+	return v
+}
