@@ -120,8 +120,6 @@ type link struct{ Path, Title, About string }
 
 // builtinLinks are the pages of this package; those of other components are in Config.Pages.
 var builtinLinks = []Page{
-	{Path: "/debug/requests", Title: "Requests", About: "active and recent operations by family and duration", Group: "Traces"},
-	{Path: "/debug/events", Title: "Events", About: "events of long-lived parts", Group: "Traces"},
 	{Path: "/debug/goroutines", Title: "Goroutines", About: "what every goroutine does, grouped by stack", Group: "Process"},
 	{Path: "/debug/pprof/", Title: "Profiles", About: "for go tool pprof: CPU, heap, mutexes, execution traces", Group: "Process"},
 	{Path: "/debug/flags", Title: "Flags", About: "command-line flags", Group: "Configuration"},

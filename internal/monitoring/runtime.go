@@ -8,24 +8,19 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-
-	xtrace "golang.org/x/net/trace"
 )
 
 func (s *Server) addRuntime() {
 	s.mux.HandleFunc("GET /debug/flags", flags)
-	// The library's pages do their own access check by default; ours has been made by then.
-	s.mux.Handle("GET /debug/requests", buffered(func(w http.ResponseWriter, r *http.Request) { xtrace.Render(w, r, true) }))
-	s.mux.Handle("GET /debug/events", buffered(func(w http.ResponseWriter, r *http.Request) { xtrace.RenderEvents(w, r, true) }))
 	s.mux.HandleFunc("GET /debug/goroutines", s.goroutines)
 }
 
-// buffered renders into memory first, so that no lock of the tracer is held while a slow client reads.
-func buffered(render http.HandlerFunc) http.Handler {
+// Buffered makes a handler whose output is rendered into memory first, so that no lock it takes is held while a slow client reads.
+func Buffered(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b := &memoryWriter{header: w.Header()}
-		render(b, r)
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		b := &memoryWriter{header: w.Header(), code: http.StatusOK}
+		h.ServeHTTP(b, r)
+		w.WriteHeader(b.code)
 		w.Write(b.Bytes())
 	})
 }
@@ -33,10 +28,11 @@ func buffered(render http.HandlerFunc) http.Handler {
 type memoryWriter struct {
 	bytes.Buffer
 	header http.Header
+	code   int
 }
 
-func (m *memoryWriter) Header() http.Header { return m.header }
-func (m *memoryWriter) WriteHeader(int)     {}
+func (m *memoryWriter) Header() http.Header  { return m.header }
+func (m *memoryWriter) WriteHeader(code int) { m.code = code }
 
 // flags lists the flags that were set, an empty line, and the others with their defaults.
 func flags(w http.ResponseWriter, r *http.Request) {
