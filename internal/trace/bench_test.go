@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"testing"
 	"time"
+
+	"blitiri.com.ar/go/log"
 
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
 )
@@ -46,7 +49,14 @@ func message(ctx context.Context, i int) {
 	del.Finish()
 }
 
+type discard struct{ io.Writer }
+
+func (discard) Close() error { return nil }
+
 func benchMessage(b *testing.B, cfg Config) {
+	old := log.Default
+	log.Default = log.New(discard{io.Discard})
+	defer func() { log.Default = old }()
 	r := New(cfg)
 	ctx, conn := Start(WithRecorder(context.Background(), r), SMTPConn, "192.0.2.1:12345")
 	defer conn.Finish()
@@ -63,7 +73,9 @@ func BenchmarkMessage(b *testing.B) {
 	b.Run("log", func(b *testing.B) { benchMessage(b, Config{Log: true}) })
 	b.Run("mirror50", func(b *testing.B) { benchMessage(b, Config{Mirror: true}) })
 	b.Run("mirrorAll", func(b *testing.B) { benchMessage(b, Config{Mirror: true, Mirrors: 1 << 30}) })
-	b.Run("all", func(b *testing.B) { benchMessage(b, Config{Metrics: expvarom.New(), Log: true, Labels: true, Mirror: true}) })
+	b.Run("all", func(b *testing.B) {
+		benchMessage(b, Config{Metrics: expvarom.New(), Log: true, Labels: true, Mirror: true})
+	})
 	b.Run("none", func(b *testing.B) {
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {

@@ -2,6 +2,7 @@ package trace
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -200,7 +201,7 @@ func (r *Recorder) Active(max int, families ...Family) []SpanData {
 		}
 	}
 	r.mu.Unlock()
-	slices.SortStableFunc(spans, func(a, b *Span) int { return a.start.Compare(b.start) })
+	slices.SortFunc(spans, byStart)
 	return r.spansData(spans[:min(len(spans), max)])
 }
 
@@ -234,9 +235,14 @@ func (r *Recorder) Trace(id ID) (Trace, bool) {
 		}
 	}
 	r.mu.Unlock()
-	slices.SortStableFunc(spans, func(a, b *Span) int { return a.start.Compare(b.start) })
+	slices.SortFunc(spans, byStart)
 	t.Spans = r.spansData(spans)
 	return t, true
+}
+
+// byStart orders spans by their start, and those that the clock does not tell apart as they were started.
+func byStart(a, b *Span) int {
+	return cmp.Or(a.start.Compare(b.start), cmp.Compare(a.seq, b.seq))
 }
 
 // Query chooses spans. Its zero value chooses all that begin a trace.

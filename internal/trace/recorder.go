@@ -46,6 +46,7 @@ type Recorder struct {
 	scratch sync.Pool // *[]byte
 
 	mu   sync.Mutex
+	seq  uint64
 	fams [numFamilies]family
 	store
 }
@@ -92,6 +93,8 @@ func (r *Recorder) start(ctx context.Context, s *Span, from *Span) (context.Cont
 	r.mu.Lock()
 	s.state = r.stateOf(s.id)
 	s.state.active++
+	r.seq++
+	s.seq = r.seq
 	r.fams[s.family].push(s)
 	r.mu.Unlock()
 

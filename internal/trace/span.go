@@ -40,7 +40,8 @@ type Span struct {
 
 	// Under the recorder's lock.
 	state      *state
-	prev, next *Span // active spans of the family
+	seq        uint64 // of starts
+	prev, next *Span  // active spans of the family
 }
 
 // ID returns the message trace id of the span.
@@ -247,7 +248,7 @@ func (s *Span) log(k Kind, level log.Level, depth int, text []byte) {
 	if k == Error {
 		pre = "error: "
 	}
-	log.Log(level, depth+1, "%s %s: %s%s", s.logAs, s.logged, pre, escape(string(text[:min(len(text), maxText)])))
+	log.Log(level, depth+2, "%s %s: %s%s", s.logAs, s.logged, pre, escape(string(text[:min(len(text), maxText)])))
 }
 
 // escape quotes text as Go does, without the outer quotes, so that nothing in it can make a line of its own.
