@@ -315,3 +315,20 @@ func BenchmarkScrape(b *testing.B) {
 		h.ServeHTTP(httptest.NewRecorder(), req)
 	}
 }
+
+// TestNegotiation checks that legacy names are the same whatever the scraper understands, and that curl gets plain numbers.
+func TestNegotiation(t *testing.T) {
+	r := NewPedantic()
+	r.Int("chasquid/queue/itemsWritten", "Items.").Add(7)
+	for accept, want := range map[string]string{
+		"":    "\nchasquid_queue_itemsWritten 7\n",
+		"*/*": "\nchasquid_queue_itemsWritten 7\n",
+		"text/html,application/xhtml+xml,*/*;q=0.8":                                              "\nchasquid_queue_itemsWritten 7\n",
+		"application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;q=0.1": "\nchasquid_queue_itemsWritten 7.0\n",
+		"text/plain;version=1.0.0;escaping=allow-utf-8":                                          "\nchasquid_queue_itemsWritten 7\n",
+	} {
+		if body := scrape(t, r, accept); !strings.Contains(body, want) {
+			t.Errorf("%q: no %q in %s", accept, want, body)
+		}
+	}
+}
