@@ -145,6 +145,8 @@ type Outcome struct {
 	TLS         string     // how the connection was protected: "plain", "insecure TLS1.3", "secure TLS1.3 (MTA-STS)"
 	Relayed     bool       // delivered to a host that does not support DSN (RFC 3461 section 5.2.2)
 	Err         error      // what went wrong, for people; nil when delivered
+
+	RetryAfter time.Duration // not worth another attempt earlier, by the remote's words; 0: nothing known. A hint for the scheduler
 }
 
 // Route says where a recipient goes next and why.

@@ -66,34 +66,45 @@ func (rr *ReplyReader) Buffered() int { return rr.w - rr.r }
 // io.ErrUnexpectedEOF if it ended within it, ErrReplySyntax or ErrReplyTooBig (wrapped), or the source's own.
 func (rr *ReplyReader) Next() (int, error) {
 	rr.code, rr.text = 0, rr.text[:0]
+	if err := rr.next(); err != nil {
+		rr.code = 0
+		return 0, err
+	}
+	return rr.code, nil
+}
+
+func (rr *ReplyReader) next() error {
 	for n := 0; ; n++ {
 		if n >= rr.MaxLines {
-			return 0, fmt.Errorf("%w: over %d lines", ErrReplyTooBig, rr.MaxLines)
+			return fmt.Errorf("%w: over %d lines", ErrReplyTooBig, rr.MaxLines)
 		}
 		line, err := rr.line()
 		if err != nil {
 			if err == io.EOF && n > 0 {
 				err = io.ErrUnexpectedEOF
 			}
-			return 0, err
+			return err
 		}
 		code, more, err := rr.parse(line)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		// RFC 5321 section 4.2.1: all lines carry the same code. Some servers differ within the class, where the last one
 		// counts; a reply that says both yes and no says nothing.
 		if n > 0 && code/100 != rr.code/100 {
-			return 0, fmt.Errorf("%w: code changes from %d to %d", ErrReplySyntax, rr.code, code)
+			return fmt.Errorf("%w: code changes from %d to %d", ErrReplySyntax, rr.code, code)
 		}
 		if n == 0 || code != rr.code {
 			rr.code = code
 		}
 		if !more {
-			return rr.code, nil
+			return nil
 		}
 	}
 }
+
+// Code returns the code of the last reply that Next read, 0 after an error.
+func (rr *ReplyReader) Code() int { return rr.code }
 
 // Reply returns the last reply that Next read. Octets that are not printable UTF-8 text are replaced, so the text is safe in
 // logs and notices; an enhanced code (RFC 2034 section 4) that fits the code's class is taken out of the text.
