@@ -88,7 +88,7 @@ func (z *Zone) addLine(line string) error {
 	if len(f) < 2 {
 		return fmt.Errorf("%q has no type", line)
 	}
-	name := canonical(f[0])
+	name := canonical(unescape(f[0]))
 	arg := ""
 	if len(f) > 2 {
 		arg = f[2]
