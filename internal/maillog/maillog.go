@@ -58,7 +58,7 @@ func Open(conf Config) (*Log, error) {
 	if conf.OnError == nil {
 		conf.OnError = func() {}
 	}
-	l := &Log{conf: conf, dest: dest, stamp: conf.Path != "<syslog>", 
+	l := &Log{conf: conf, dest: dest, stamp: conf.Path != "<syslog>",
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
 	go l.run()
 	return l, nil
