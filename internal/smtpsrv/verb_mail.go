@@ -1,0 +1,200 @@
+package smtpsrv
+
+import (
+	"errors"
+	"strings"
+
+	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/esmtp"
+	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/policy"
+	"blitiri.com.ar/go/chasquid/internal/smtp"
+)
+
+// Answers of MAIL and RCPT.
+var (
+	badKeyword   = bad(500, "5.5.2", "Unknown command")
+	nestedMail   = bad(503, "5.5.1", "There is a sender already; RSET forgets it")
+	needAuth     = bad(530, "5.7.0", "Please log in before sending mail")
+	badParams    = bad(501, "5.5.4", "Malformed parameters")
+	noParams     = bad(555, "5.5.4", "Parameters need EHLO")
+	needUTF8     = say(553, "5.6.7", "An address that is not ASCII needs the SMTPUTF8 parameter of MAIL") // RFC 6531 section 3.5
+	noAddress    = bad(500, "5.5.4", "Malformed command: the address is missing")
+	senderOK     = say(250, "2.1.5", "Sender accepted")
+	rcptOK       = say(250, "2.1.5", "Recipient accepted")
+	senderSyntax = bad(501, "5.1.7", "Sender address malformed")
+	senderSize   = bad(501, "5.1.7", "Sender address too long")
+	senderDomain = bad(501, "5.1.8", "Malformed sender domain (IDNA conversion failed)")
+	senderBare   = bad(501, "5.1.8", "The sender address needs a domain")
+	rcptSyntax   = bad(501, "5.1.3", "Malformed destination address")
+	rcptSize     = bad(501, "5.1.3", "Destination address too long")
+	rcptDomain   = bad(501, "5.1.2", "Malformed destination domain (IDNA conversion failed)")
+	tooManyRcpts = say(452, "4.5.3", "Too many recipients; send the rest in another message") // RFC 5321 section 4.5.3.1.10
+	tooManyMails = end(421, "4.7.0", "Too many messages on one connection; please connect again")
+	probing      = end(421, "4.7.1", "Too many unknown recipients, bye")
+	undecided    = say(451, "4.3.0", "A check failed to decide, please try again later")
+)
+
+// mail handles MAIL (RFC 5321 section 4.1.1.2): it begins a transaction.
+func (s *session) mail(arg []byte) answer {
+	rest, ok := smtp.CutKeyword(arg, "FROM:")
+	switch {
+	case !ok:
+		return badKeyword
+	case s.Submission && s.User == "":
+		s.m.rejected.With(s.m.label, "auth_required").Inc()
+		return needAuth
+	case s.tx != nil && !s.tx.over:
+		return nestedMail
+	case len(rest) == 0:
+		return noAddress
+	case s.mails >= s.cfg.MaxMails:
+		return tooManyMails
+	}
+	line := string(rest)
+	from, params, err := smtp.ParsePath(line)
+	if err == nil && !from.IsNull() && from.Domain == "" {
+		s.m.rejected.With(s.m.label, "bad_from").Inc()
+		return senderBare
+	}
+	if err != nil {
+		s.span.Debugf("MAIL %.300q: %v", line, err)
+		s.m.rejected.With(s.m.label, "bad_from").Inc()
+		return badPath(err, senderSyntax, senderSize, senderDomain)
+	}
+	s.drop(resultAborted)
+	tx := s.newTransaction(from)
+	tx.span.Debugf("MAIL FROM:%s", line)
+	if a, ok := s.mailParams(tx, params); !ok {
+		tx.span.Finish()
+		return a
+	}
+	for _, c := range s.cfg.MailChecks {
+		if a, ok := s.judge(tx, c.Name(), nil, func() policy.Verdict { return c.Mail(tx.ctx, &tx.Transaction) }); !ok {
+			tx.span.Finish()
+			return a
+		}
+	}
+	if s.mails == 0 {
+		s.setLimit(s.cfg.SessionTimeout)
+	}
+	s.mails++
+	s.tx = tx
+	return senderOK
+}
+
+// mailParams takes the parameters of MAIL.
+func (s *session) mailParams(tx *transaction, params string) (answer, bool) {
+	if params != "" {
+		if !s.ESMTP {
+			return noParams, false
+		}
+		ps, err := smtp.ParseParams(params)
+		if err != nil {
+			return badParams, false
+		}
+		x := s.extensions()
+		if r := esmtp.Mail(&x, tx.Env, ps); r != nil {
+			return s.badParam(r)
+		}
+		tx.utf8 = tx.Env.UTF8
+		tx.binary = tx.Env.Body == mail.BodyBinary
+	}
+	if !tx.utf8 && !tx.Env.From.ASCII() {
+		return needUTF8, false
+	}
+	return answer{}, true
+}
+
+// badParam is the answer to a parameter that an extension refused. A size is an honest mistake; bad syntax is junk.
+func (s *session) badParam(r *smtp.Reply) (answer, bool) {
+	if r.Code == 552 {
+		s.m.rejected.With(s.m.label, "too_big").Inc()
+		return answer{Reply: *r}, false
+	}
+	return answer{*r, junk}, false
+}
+
+// badPath chooses the answer to a path that does not parse.
+func badPath(err error, syntax, size, domain answer) answer {
+	switch {
+	case errors.Is(err, smtp.ErrPathSize):
+		return size
+	case errors.Is(err, address.ErrDomain):
+		return domain
+	}
+	return syntax
+}
+
+// rcpt handles RCPT (RFC 5321 section 4.1.1.3).
+func (s *session) rcpt(arg []byte) answer {
+	rest, ok := smtp.CutKeyword(arg, "TO:")
+	tx := s.tx
+	switch {
+	case !ok:
+		return badKeyword
+	case tx == nil:
+		return noSender
+	case len(rest) == 0:
+		return noAddress
+	case tx.receiving && !tx.over:
+		return bad(503, "5.5.1", "The message has begun; no more recipients") // RFC 3030 section 2
+	case len(tx.Env.Rcpts) >= s.cfg.MaxRecipients:
+		s.m.recipients[rcptTooMany].Inc()
+		return tooManyRcpts
+	}
+	line := string(rest)
+	to, params, err := smtp.ParsePath(line)
+	if err == nil && (to.IsNull() || to.Domain == "" && !isPostmaster(to)) {
+		err = smtp.ErrNotPath
+	}
+	if err != nil {
+		tx.span.Debugf("RCPT %.300q: %v", line, err)
+		s.m.recipients[rcptBadSyntax].Inc()
+		a := badPath(err, rcptSyntax, rcptSize, rcptDomain)
+		s.refused(tx, nil, a.Reply, "malformed address: "+err.Error())
+		return a
+	}
+	tx.span.Debugf("RCPT TO:%s", line)
+	r := mail.Recipient{To: to, Orig: to}
+	if a, ok := s.rcptParams(tx, &r, params); !ok {
+		s.m.recipients[rcptBadSyntax].Inc()
+		return a
+	}
+	for _, c := range s.cfg.RcptChecks {
+		if a, ok := s.judge(tx, c.Name(), &r, func() policy.Verdict { return c.Rcpt(tx.ctx, &tx.Transaction, &r) }); !ok {
+			tx.refused++
+			return a
+		}
+	}
+	r.Orig = r.To
+	tx.Env.Rcpts = append(tx.Env.Rcpts, r)
+	s.m.recipients[rcptAccepted].Inc()
+	return rcptOK
+}
+
+// rcptParams takes the parameters of RCPT.
+func (s *session) rcptParams(tx *transaction, r *mail.Recipient, params string) (answer, bool) {
+	if params != "" {
+		if !s.ESMTP {
+			return noParams, false
+		}
+		ps, err := smtp.ParseParams(params)
+		if err != nil {
+			return badParams, false
+		}
+		x := s.extensions()
+		if reply := esmtp.Rcpt(&x, tx.Env, r, ps); reply != nil {
+			return s.badParam(reply)
+		}
+	}
+	if !tx.utf8 && !r.To.ASCII() {
+		return needUTF8, false
+	}
+	return answer{}, true
+}
+
+// isPostmaster: RFC 5321 section 4.5.1, the one address that needs no domain.
+func isPostmaster(a address.Address) bool {
+	return strings.EqualFold(a.Local, "postmaster")
+}
