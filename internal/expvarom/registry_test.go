@@ -1,6 +1,7 @@
 package expvarom
 
 import (
+	"expvar"
 	"fmt"
 	"net/http/httptest"
 	"slices"
@@ -119,7 +120,25 @@ func TestHostileKeys(t *testing.T) {
 	if got := m.Value("unknown<other>"); got < 9000 {
 		t.Errorf("unknown<other> = %d", got)
 	}
+	if got := testutil.ToFloat64(r.overflow.WithLabelValues("chasquid_smtpIn_commandCount")); got < 4000 {
+		t.Errorf("overflow of commands = %v", got)
+	}
 	if got := testutil.ToFloat64(r.overflow.WithLabelValues("chasquid_x_total")); got != 10000 {
 		t.Errorf("overflow of x = %v", got)
+	}
+}
+
+func TestPublishExpvar(t *testing.T) {
+	for range 2 { // the second finds the name taken, and shows its own value all the same
+		r := NewPedantic()
+		i := r.Int("chasquid/test/published", "Published.")
+		r.PublishExpvar()
+		i.Add(3)
+		if js := vars(t, r); strings.Count(js, `"chasquid/test/published": 3,`) != 1 || strings.Count(js, "chasquid/test/published") != 1 {
+			t.Error(js)
+		}
+	}
+	if v := expvar.Get("chasquid/test/published"); v == nil || v.String() != "3" {
+		t.Errorf("not published: %v", v)
 	}
 }

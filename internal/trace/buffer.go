@@ -77,7 +77,7 @@ func (b *buffer) add(at time.Duration, k Kind, text []byte, limit int) (dropped 
 	if len(text) > maxText {
 		text = text[:maxText]
 	}
-	if b.nhead < headEvents && b.ntail == 0 && b.dropped == 0 && len(b.head)+len(text) <= limit/3 {
+	if b.nhead < headEvents && b.ntail == 0 && len(b.head)+len(text) <= limit/3 {
 		b.head = appendEvent(b.head, at, k, text)
 		b.nhead++
 		return 0

@@ -124,9 +124,11 @@ func TestAccounts(t *testing.T) {
 // flood makes n unremarkable messages.
 func flood(ctx context.Context, n int) {
 	for range n {
-		_, s := StartMessage(ctx, SMTPTransaction, "flood", NewID())
-		s.Printf("%0200d", 1)
-		s.Finish()
+		for _, f := range []Family{SMTPTransaction, SMTPConn} {
+			_, s := StartMessage(ctx, f, "flood", NewID())
+			s.Printf("%0200d", 1)
+			s.Finish()
+		}
 	}
 }
 
@@ -231,7 +233,30 @@ func TestPromotion(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 		r.check(t)
+		r.mu.Lock()
+		r.strip(r.traces[id])
+		r.mu.Unlock()
+		if r.Kept(id) || r.Kept(conn.ID()) {
+			t.Errorf("kept: message %v, connection %v", r.Kept(id), r.Kept(conn.ID()))
+		}
+		r.check(t)
 	})
+}
+
+// TestPromotionWhileActive checks that a message that is kept before it ended keeps its connection too.
+func TestPromotionWhileActive(t *testing.T) {
+	ctx, r := recording(Config{})
+	flood(ctx, 100)
+	cctx, conn := Start(ctx, SMTPConn, "192.0.2.1:25")
+	_, tx := StartMessage(cctx, SMTPTransaction, "192.0.2.1:25", NewID())
+	if !r.Exemplar(tx.ID(), true, 1) || !r.Kept(tx.ID()) {
+		t.Fatal("not kept")
+	}
+	tx.Finish()
+	if !r.Kept(conn.ID()) {
+		t.Error("the connection is not kept")
+	}
+	r.check(t)
 }
 
 // TestSampling checks which spans are kept as examples, and that a flood does not wash them away.
