@@ -36,6 +36,7 @@ type client struct {
 	messages  int    // transactions begun
 	dirty     bool   // an unfinished transaction is open on the server: RSET comes first
 	broken    bool   // the stream is out of step or gone: close, never use again
+	spent     bool   // in step, but not to be used again
 	reused    bool   // came from the pool for the present job
 	reported  string // the domain whose policies were told about this connection last
 	idleSince time.Time

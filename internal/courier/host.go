@@ -200,7 +200,7 @@ func (d *delivery) session(ctx context.Context, c *client) (stale, more bool) {
 	if stale {
 		d.span.Printf("the waiting connection to %s was dead: making a new one", c.mta)
 	}
-	if c.broken || d.full(c) {
+	if c.broken || c.spent || d.full(c) {
 		c.quit()
 	} else {
 		d.s.pool.put(c)
@@ -257,7 +257,7 @@ func (d *delivery) transactions(ctx context.Context, c *client) (stale, more boo
 	}
 	delivered := false
 	for len(todo) > 0 {
-		if c.broken || d.full(c) {
+		if c.broken || c.spent || d.full(c) {
 			more = delivered && !c.broken
 			break
 		}

@@ -62,21 +62,26 @@ type delivery struct {
 	secure  bool         // the servers' names are not a stranger's invention
 	rules   []tlspolicy.Rule
 	relay   *Smarthost
-	msg     message
+	msg     payload
 	begin   time.Time
 	name    string // the last server tried
 
 	rewrite func(*mail.Recipient) address.Address // the address to give the server, if it is not the recipient\'s
 }
 
-// Deliver implements Courier.
-func (s *SMTP) Deliver(ctx context.Context, job mail.Job) []mail.Outcome {
-	d := &delivery{s: s, job: &job, span: trace.From(ctx), out: make([]mail.Outcome, len(job.Rcpts)), begin: time.Now()}
+func newDelivery(ctx context.Context, s *SMTP, job *mail.Job) *delivery {
+	d := &delivery{s: s, job: job, span: trace.From(ctx), out: make([]mail.Outcome, len(job.Rcpts)), begin: time.Now()}
 	d.left = make([]int, len(job.Rcpts))
 	for i := range d.left {
 		d.left[i] = i
 	}
-	d.msg.job = &job
+	d.msg.job = job
+	return d
+}
+
+// Deliver implements Courier.
+func (s *SMTP) Deliver(ctx context.Context, job mail.Job) []mail.Outcome {
+	d := newDelivery(ctx, s, &job)
 	defer d.msg.release()
 	if o := d.run(ctx); o != nil {
 		d.settle(o)

@@ -82,7 +82,9 @@ func (t *transaction) pipelined() *fail {
 	t.stage(stageEnvelope)
 	switch {
 	case single && len(t.ok) == 0: // the message went out before it was known that nobody is there to get it
-		c.broken = true
+		c.within(c.env.timeouts.DataInit)
+		c.spent = true
+		c.read(cmdEnd)
 		return nil
 	case single:
 		return t.final()
@@ -321,9 +323,7 @@ func (t *transaction) final() *fail {
 	o := t.verdict()
 	t.all(o)
 	c.dirty = false
-	if t.chunk && !t.delivered {
-		c.broken = true // whether the server read all of a refused chunk is not worth finding out
-	}
+	c.spent = t.chunk && !t.delivered // whether a server reads all of a chunk that it refuses is not worth relying on
 	return nil
 }
 

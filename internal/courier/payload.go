@@ -24,8 +24,8 @@ type msgBuffer [headroom + smallMessage + tailroom]byte
 
 var msgBuffers = sync.Pool{New: func() any { return new(msgBuffer) }}
 
-// message is the content of a job, read when first needed and at most once if it is small.
-type message struct {
+// payload is the content of a job, read when first needed and at most once if it is small.
+type payload struct {
 	job    *mail.Job
 	buf    *msgBuffer
 	body   []byte // the whole message, if it is small
@@ -36,7 +36,7 @@ type message struct {
 }
 
 // load makes the message ready to be sent. An error is ours: the message cannot be read.
-func (m *message) load() error {
+func (m *payload) load() error {
 	if m.loaded {
 		return nil
 	}
@@ -69,7 +69,7 @@ func (m *message) load() error {
 }
 
 // release gives the buffer back.
-func (m *message) release() {
+func (m *payload) release() {
 	if m.buf != nil {
 		msgBuffers.Put(m.buf)
 		m.buf, m.body = nil, nil
@@ -77,7 +77,7 @@ func (m *message) release() {
 }
 
 // each calls f with the message, piece by piece, until it returns false.
-func (m *message) each(f func(p []byte) bool) error {
+func (m *payload) each(f func(p []byte) bool) error {
 	if m.whole {
 		f(m.body)
 		return nil
@@ -109,7 +109,7 @@ type block [32 << 10]byte
 var blocks = sync.Pool{New: func() any { return new(block) }}
 
 // eightBit reports an octet above 127 in the message. What cannot be read is not known to be 7-bit.
-func (m *message) eightBit() bool {
+func (m *payload) eightBit() bool {
 	found := false
 	err := m.each(func(p []byte) bool {
 		found = smtp.EightBit(p)
@@ -119,7 +119,7 @@ func (m *message) eightBit() bool {
 }
 
 // text reports a message that is text although it was declared binary: whole lines of at most 998 octets, no NUL (RFC 3030 section 3).
-func (m *message) text() bool {
+func (m *payload) text() bool {
 	if m.whole {
 		return m.shape.Lines && m.shape.Longest <= 998 && bytes.IndexByte(m.body, 0) < 0
 	}
@@ -143,7 +143,7 @@ func (m *message) text() bool {
 }
 
 // header returns what is at hand of the message's header block.
-func (m *message) header() []byte {
+func (m *payload) header() []byte {
 	head := m.body
 	if !m.whole {
 		m.each(func(p []byte) bool {
@@ -158,7 +158,7 @@ func (m *message) header() []byte {
 }
 
 // tlsOptional reports a sender who prefers delivery to protection with "TLS-Required: No" (RFC 8689 section 3).
-func (m *message) tlsOptional() bool {
+func (m *payload) tlsOptional() bool {
 	if m.tlsOpt == 0 {
 		m.tlsOpt = -1
 		if m.load() == nil {
