@@ -42,6 +42,9 @@ type Recorder struct {
 	active  atomic.Int64 // bytes of active spans
 	dropped atomic.Int64 // events that were dropped, or came after Finish
 
+	watchMu sync.Mutex // held to change watches
+	watches atomic.Pointer[[]*Watch]
+
 	buffers sync.Pool // *buffer
 	scratch sync.Pool // *[]byte
 
@@ -103,6 +106,7 @@ func (r *Recorder) start(ctx context.Context, s *Span, from *Span) (context.Cont
 		ctx = pprof.WithLabels(ctx, pprof.Labels("family", s.family.String(), "trace", s.id.Short()))
 		pprof.SetGoroutineLabels(ctx)
 	}
+	s.watchStart(from)
 	return &spanCtx{ctx, s}, s
 }
 
@@ -111,6 +115,7 @@ func (r *Recorder) finished(s *Span, failed bool) {
 	r.metrics.finished(s.family, failed)
 	r.active.Add(-spanSize)
 	now := s.start.Add(s.dur)
+	followed := s.watchFinish(failed)
 
 	r.mu.Lock()
 	r.fams[s.family].remove(s)
@@ -120,6 +125,9 @@ func (r *Recorder) finished(s *Span, failed bool) {
 	was := st.kept()
 	r.addSpan(st, s)
 	r.decide(st, s, failed, now)
+	if followed {
+		r.put(&r.watched, entry{st: st, sid: s.sid}, now)
+	}
 	exports := r.exports(st, s, was)
 	r.evict(r.active.Load())
 	r.mu.Unlock()

@@ -237,6 +237,7 @@ func (s *Span) event(k Kind, level log.Level, depth int, text []byte) {
 		s.mirrorEvent(k, at, text)
 	}
 	s.mu.Unlock()
+	s.watchEvent(k, text)
 	if s.rec.cfg.Log && log.V(level) {
 		s.log(k, level, depth+1, text)
 	}

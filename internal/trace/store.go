@@ -103,8 +103,8 @@ type store struct {
 	size    int64     // bytes of all traces
 	kept    int64     // bytes of those that are kept
 
-	sample, late, exemplar ring
-	rows                   rows
+	sample, late, exemplar, watched ring
+	rows                            rows
 }
 
 func (t *store) init(budget int64) {
@@ -113,6 +113,7 @@ func (t *store) init(budget int64) {
 	t.sample = ring{max: keepSample, every: sampleEvery}
 	t.late = ring{max: keepLate, eager: true}
 	t.exemplar = ring{max: keepExemplars, eager: true}
+	t.watched = ring{max: maxWatchTraces, eager: true}
 	t.rows.max = int(min(keepRows, budget/8/int64(unsafe.Sizeof(row{}))))
 }
 

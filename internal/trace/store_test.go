@@ -26,7 +26,7 @@ func (r *Recorder) check(t interface {
 	defer r.mu.Unlock()
 	var size, kept int64
 	refs := map[*state]int{}
-	rings := []*ring{&r.sample, &r.late, &r.exemplar}
+	rings := []*ring{&r.sample, &r.late, &r.exemplar, &r.watched}
 	for f := range r.fams {
 		rings = append(rings, &r.fams[f].errors)
 		for b := range r.fams[f].buckets {
