@@ -10,7 +10,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -121,8 +123,17 @@ func TestJSON(t *testing.T) {
 // fake is a collector that answers as told.
 type fake struct {
 	answer func(n int) (*http.Response, error) // to the nth request
-	sizes  []int                               // spans of each request
-	at     []time.Time
+
+	mu    sync.Mutex
+	sizes []int // spans of each request
+	at    []time.Time
+}
+
+// seen returns the number of spans of each request.
+func (f *fake) seen() []int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.sizes)
 }
 
 func (f *fake) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -134,9 +145,12 @@ func (f *fake) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := proto.Unmarshal(body, &r); err != nil {
 		return nil, err
 	}
+	f.mu.Lock()
 	f.sizes = append(f.sizes, len(r.ResourceSpans[0].ScopeSpans[0].Spans))
 	f.at = append(f.at, time.Now())
-	return f.answer(len(f.sizes))
+	n := len(f.sizes)
+	f.mu.Unlock()
+	return f.answer(n)
 }
 
 func reply(code int, header ...string) (*http.Response, error) {
@@ -192,18 +206,18 @@ func TestBatches(t *testing.T) {
 	e, c := pushing(t, func(int) (*http.Response, error) { return reply(200) }, func(e *Exporter, c *fake) {
 		export(e, 600)
 		synctest.Wait()
-		if diff := cmp.Diff([]int{512}, c.sizes); diff != "" {
+		if diff := cmp.Diff([]int{512}, c.seen()); diff != "" {
 			t.Error(diff)
 		}
 		time.Sleep(batchEvery)
 		synctest.Wait()
-		if diff := cmp.Diff([]int{512, 88}, c.sizes); diff != "" {
+		if diff := cmp.Diff([]int{512, 88}, c.seen()); diff != "" {
 			t.Error(diff)
 		}
 		time.Sleep(time.Hour)
 		export(e, 7)
 	})
-	if diff := cmp.Diff([]int{512, 88, 7}, c.sizes); diff != "" {
+	if diff := cmp.Diff([]int{512, 88, 7}, c.seen()); diff != "" {
 		t.Error(diff)
 	}
 	e.counts(t, 607, 0, 0)
@@ -216,8 +230,8 @@ func TestRetry(t *testing.T) {
 			export(e, 1)
 			time.Sleep(10 * time.Minute)
 		})
-		if len(c.sizes) != tries {
-			t.Errorf("%d: %d tries, want %d", code, len(c.sizes), tries)
+		if len(c.seen()) != tries {
+			t.Errorf("%d: %d tries, want %d", code, len(c.seen()), tries)
 		}
 		e.counts(t, 0, 0, 1)
 	}
