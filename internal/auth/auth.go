@@ -9,24 +9,17 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/auth/userdb"
-	"blitiri.com.ar/go/chasquid/internal/expvarom"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
-// Defaults.
 const (
-	// DefaultMinDuration is the least time an authentication takes; up to a fifth of what is missing is added to it.
-	DefaultMinDuration = 100 * time.Millisecond
-
 	hashesPerCore = 2        // each takes 16 MiB and some 50 ms
 	maxFile       = 64 << 20 // bytes of a users file
 )
@@ -46,19 +39,16 @@ type Backend interface {
 
 // Config is what an Authenticator needs. The zero value knows nobody.
 type Config struct {
-	FS          fs.FS         // where Load reads; nil: the working directory
-	Fallback    Backend       // Dovecot; nil: none
-	MinDuration time.Duration // 0: DefaultMinDuration; negative: none
-	Hashes      int           // password hashes computed at once; 0: two per core
-	Metrics     *expvarom.Registry
+	FS       fs.FS   // where Load reads; nil: the working directory
+	Fallback Backend // Dovecot; nil: none
+	Hashes   int     // password hashes computed at once; 0: two per core
 }
 
 // Authenticator answers for all domains. It is safe for concurrent use.
 type Authenticator struct {
-	cfg     Config
-	hashes  chan struct{}
-	metrics *metrics
-	tables  atomic.Pointer[map[string]*table]
+	cfg    Config
+	hashes chan struct{}
+	tables atomic.Pointer[map[string]*table]
 
 	mu    sync.Mutex // held while loading
 	files []File
@@ -75,29 +65,21 @@ func New(cfg Config) *Authenticator {
 	if cfg.FS == nil {
 		cfg.FS = os.DirFS(".")
 	}
-	if cfg.MinDuration == 0 {
-		cfg.MinDuration = DefaultMinDuration
-	}
 	if cfg.Hashes == 0 {
 		cfg.Hashes = hashesPerCore * runtime.GOMAXPROCS(0)
 	}
-	a := &Authenticator{cfg: cfg, hashes: make(chan struct{}, cfg.Hashes), metrics: newMetrics(cfg.Metrics)}
+	a := &Authenticator{cfg: cfg, hashes: make(chan struct{}, cfg.Hashes)}
 	a.tables.Store(&map[string]*table{})
 	return a
 }
 
 // Authenticate reports whether this is the user's password, and which backend said so. The users file of the domain is asked first, then
 // the fallback, if the file did not say yes; about a user who is denied by the file its answer does not count. An error means that
-// nobody can tell now. However it ends, it takes at least MinDuration, unless ctx ends.
+// nobody can tell now.
 func (a *Authenticator) Authenticate(ctx context.Context, user address.Address, password string) (ok bool, backend string, err error) {
-	start := time.Now()
 	ctx, span := trace.Start(ctx, trace.Auth, "authenticate "+user.String())
 	defer span.Finish()
 	ok, backend, err = a.authenticate(ctx, user, password)
-	a.metrics.authenticated(start, time.Now(), backend, ok, err)
-	if err := a.settle(ctx, start); err != nil {
-		return false, backend, span.Error(err)
-	}
 	span.Printf("%s says %v", backend, ok)
 	return ok, backend, span.Error(err)
 }
@@ -140,22 +122,6 @@ func (a *Authenticator) verify(ctx context.Context, p userdb.Password, password 
 		return p.Verify(password), nil
 	case <-ctx.Done():
 		return false, ctx.Err()
-	}
-}
-
-// settle waits until the authentication took as long as it has to, and a bit.
-func (a *Authenticator) settle(ctx context.Context, start time.Time) error {
-	d := a.cfg.MinDuration - time.Since(start)
-	if d <= 0 {
-		return ctx.Err()
-	}
-	t := time.NewTimer(d + rand.N(d/5+1))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 
