@@ -1,6 +1,7 @@
 package expvarom
 
 import (
+	"encoding/json"
 	"expvar"
 	"fmt"
 	"net/http/httptest"
@@ -141,4 +142,32 @@ func TestPublishExpvar(t *testing.T) {
 	if v := expvar.Get("chasquid/test/published"); v == nil || v.String() != "3" {
 		t.Errorf("not published: %v", v)
 	}
+}
+
+// FuzzMap checks that no key panics, breaks the JSON or makes a series too many.
+func FuzzMap(f *testing.F) {
+	f.Add("MAIL", "\xff\xfe")
+	f.Add("", "unknown<\"\n\">")
+	f.Fuzz(func(t *testing.T, a, b string) {
+		r := NewPedantic()
+		for _, m := range []*Map{r.Map("chasquid/x", "key", "X.", "MAIL"), r.MapFold("chasquid/y", "key", "Y.", FoldCommand, "MAIL")} {
+			m.Inc(a)
+			m.Inc(b)
+			m.Inc(a)
+			var values map[string]int64
+			if err := json.Unmarshal([]byte(m.String()), &values); err != nil {
+				t.Fatalf("%s: %v", m, err)
+			}
+			sum := int64(0)
+			for _, v := range values {
+				sum += v
+			}
+			if sum != 3 || len(values) > 3 {
+				t.Errorf("%s", m)
+			}
+		}
+		if _, err := r.Gather(); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -83,3 +83,21 @@ func TestFamilies(t *testing.T) {
 		t.Error("unknown is a family")
 	}
 }
+
+func FuzzTraceparent(f *testing.F) {
+	f.Add("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+	f.Add("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what the future will be like")
+	f.Fuzz(func(t *testing.T, s string) {
+		id, span, ok := ParseTraceparent(s)
+		if !ok {
+			if id != (ID{}) || span != (SpanID{}) {
+				t.Errorf("%q is refused, but gives %v %v", s, id, span)
+			}
+			return
+		}
+		out := Traceparent(id, span)
+		if out[3:52] != s[3:52] {
+			t.Errorf("%q becomes %q", s, out)
+		}
+	})
+}
