@@ -70,7 +70,7 @@ func runDialog(t *testing.T, text string) {
 		if op == "" || strings.HasPrefix(op, "#") {
 			continue
 		}
-		if op != "S+" && op != "S-" {
+		if op != "S+" && op != "S-" && op != "S=" {
 			d.reply = nil
 		}
 		if op[0] != '@' && d.c == nil {

@@ -186,7 +186,7 @@ func (f fakeHook) Body(_ context.Context, t *policy.Transaction, c policy.Conten
 		r := smtp.Reply{Code: 250, Text: "fine"}
 		return policy.Verdict{Refuse: &r}
 	case bytes.Contains(b, []byte("SIGN")):
-		return policy.Verdict{Header: []byte("DKIM-Signature: v=1;\r\n\tb=abc\r\n")}
+		return policy.Verdict{Below: []byte("DKIM-Signature: v=1;\r\n\tb=abc\r\n")}
 	case bytes.Contains(b, []byte("ADD")):
 		t.Results.AuthRes = append(t.Results.AuthRes, "dkim=none")
 		return policy.Verdict{Header: []byte("X-Hook: yes\n"), Note: "added"}

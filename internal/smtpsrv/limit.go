@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/lru"
 )
 
 // Bounds of what is remembered of networks whose logins failed.
@@ -14,12 +16,15 @@ const (
 	longBlock   = 15 * time.Minute
 )
 
-// netTable counts connections and failed logins by network: an IPv4 address or an IPv6 /64, which is what one customer has. The zero
-// value is ready to use.
+// netTable counts connections and failed logins by network: an IPv4 address or an IPv6 /64, which is what one customer has.
 type netTable struct {
 	mu      sync.Mutex
 	open    map[netip.Addr]int
-	failing map[netip.Addr]failures
+	failing *lru.Map[netip.Addr, failures]
+}
+
+func newNetTable() *netTable {
+	return &netTable{open: map[netip.Addr]int{}, failing: lru.New[netip.Addr, failures](maxFailing)}
 }
 
 type failures struct {
@@ -51,9 +56,6 @@ func (t *netTable) enter(ip netip.Addr, max int) bool {
 	if t.open[key] >= max {
 		return false
 	}
-	if t.open == nil {
-		t.open = map[netip.Addr]int{}
-	}
 	t.open[key]++
 	return true
 }
@@ -80,33 +82,16 @@ func (f failures) at(now time.Time) float64 {
 	return n
 }
 
-// failed counts a failed login. Loopback counts too: a guesser may sit behind a web mail.
+// failed counts a failed login.
 func (t *netTable) failed(ip netip.Addr, now time.Time) {
-	key, _ := network(ip)
+	key, ok := network(ip)
+	if !ok {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.failing == nil {
-		t.failing = map[netip.Addr]failures{}
-	}
-	if len(t.failing) >= maxFailing {
-		t.forget(now)
-	}
-	t.failing[key] = failures{n: t.failing[key].at(now) + 1, last: now}
-}
-
-// forget makes room: first of those who have been quiet, then of anybody.
-func (t *netTable) forget(now time.Time) {
-	for key, f := range t.failing {
-		if f.at(now) < 1 {
-			delete(t.failing, key)
-		}
-	}
-	for key := range t.failing {
-		if len(t.failing) < maxFailing {
-			break
-		}
-		delete(t.failing, key)
-	}
+	f, _ := t.failing.Get(key)
+	t.failing.Put(key, failures{n: f.at(now) + 1, last: now})
 }
 
 // blocked reports that a network with more failures than allowed has to wait before its next login.
@@ -117,7 +102,7 @@ func (t *netTable) blocked(ip netip.Addr, allowed int, now time.Time) bool {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	f := t.failing[key]
+	f, _ := t.failing.Peek(key)
 	over := int(f.at(now)) - allowed
 	if over < 0 {
 		return false

@@ -18,18 +18,22 @@ type headers struct {
 	dkim     []byte // DKIM-Signature, which covers nothing above it
 }
 
-// place puts lines that a check returned where they belong.
-func (h *headers) place(lines []byte) {
+// place puts the lines that a check returned where they belong.
+func (h *headers) place(v policy.Verdict) {
+	if len(v.Below) > 0 {
+		h.dkim = appendCRLF(clip(h.dkim), v.Below)
+	}
+	if len(v.Header) == 0 {
+		return
+	}
 	to := &h.top
 	switch {
-	case startsWith(lines, "DKIM-Signature:"):
-		to = &h.dkim
-	case startsWith(lines, "Received-SPF:"):
+	case startsWith(v.Header, "Received-SPF:"):
 		to = &h.spf
-	case startsWith(lines, "Authentication-Results:"):
+	case startsWith(v.Header, "Authentication-Results:"):
 		to = &h.authRes
 	}
-	*to = appendCRLF(clip(*to), lines)
+	*to = appendCRLF(clip(*to), v.Header)
 }
 
 func startsWith(b []byte, prefix string) bool {

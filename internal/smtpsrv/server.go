@@ -109,7 +109,7 @@ type Server struct {
 	m       *metrics
 	tls     *tls.Config
 	alpn    atomic.Pointer[alpnConfig]
-	nets    netTable
+	nets    *netTable
 	open    atomic.Int64
 	rejects rejections
 
@@ -132,6 +132,7 @@ type listener struct {
 func New(cfg Config) *Server {
 	srv := &Server{
 		m:         newMetrics(cfg.Metrics),
+		nets:      newNetTable(),
 		listeners: map[*listener]struct{}{},
 		sessions:  map[*session]struct{}{},
 	}

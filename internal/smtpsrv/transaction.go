@@ -54,9 +54,7 @@ func (s *session) judge(tx *transaction, name string, rcpt *mail.Recipient, chec
 	if rcpt == nil {
 		s.srv.m.stage(name, took, tx.Env.Trace)
 	}
-	if len(v.Header) > 0 {
-		tx.headers.place(v.Header)
-	}
+	tx.headers.place(v)
 	if v.Note != "" {
 		tx.span.Debugf("%s: %s", name, v.Note)
 		s.srv.observe(&timeline.Event{Kind: timeline.Check, ID: tx.ID, Trace: tx.Env.Trace, Client: s.remote, From: tx.Env.From, Took: took, Text: name + ": " + v.Note})
@@ -102,13 +100,11 @@ func (s *session) begin(tx *transaction) (answer, bool) {
 		return s.intakeFailed(tx, err), false
 	}
 	tx.over, tx.receiving = false, true
-	if tx.rx.begun {
-		tx.Results = tx.results
-	} else {
+	if !tx.rx.begun {
 		tx.results = tx.Results
 		tx.results.AuthRes = clip(tx.results.AuthRes)
 	}
-	tx.ID = ""
+	tx.Transaction = policy.Transaction{Session: tx.Session, Env: tx.Env, Results: tx.results} // nothing of an earlier message is left
 	if d, ok := draft.(interface{ ID() mail.ID }); ok {
 		tx.ID = d.ID()
 	}
@@ -185,6 +181,7 @@ func (s *session) take(tx *transaction) (answer, result) {
 		return a, resultRejected
 	}
 	prefix := tx.headers.compose(&tx.Transaction, make([]byte, 0, 512))
+	prefix = append(prefix, tx.Added...)
 	if tx.rx.hdr.needsBlank() {
 		prefix = append(prefix, '\r', '\n')
 	}
