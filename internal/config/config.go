@@ -46,6 +46,8 @@ type Config struct {
 
 	// Warnings are sentences about settings that are legal but probably not meant.
 	Warnings []string
+
+	origin map[string]string // by name of the setting, where it was set; see List
 }
 
 // Durations are the parsed timeouts.
@@ -131,17 +133,15 @@ func Load(path, overrides string) (*Config, error) {
 		return nil, readError(path, err)
 	}
 	s := Default()
-	fromFile, err := parse(source{what: "config", file: path, text: text})
-	if err != nil {
-		return nil, err
+	c := &Config{Settings: s, File: path, origin: map[string]string{}}
+	for _, src := range []source{{what: "config", file: path, text: text}, {what: "override", text: overrides}} {
+		layer, err := parse(src)
+		if err != nil {
+			return nil, err
+		}
+		merge(s.ProtoReflect(), layer.ProtoReflect(), c.warnIgnored)
+		c.noteOrigins(layer, src)
 	}
-	fromFlags, err := parse(source{what: "override", text: overrides})
-	if err != nil {
-		return nil, err
-	}
-	c := &Config{Settings: s, File: path}
-	merge(s.ProtoReflect(), fromFile.ProtoReflect(), c.warnIgnored)
-	merge(s.ProtoReflect(), fromFlags.ProtoReflect(), c.warnIgnored)
 	if s.Hostname == "" {
 		if s.Hostname, err = os.Hostname(); err != nil {
 			return nil, &Error{prefix: "could not get hostname", Field: "hostname", Msg: err.Error(),
