@@ -1,0 +1,521 @@
+package spool
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/queue"
+	"blitiri.com.ar/go/chasquid/internal/vfs"
+	"blitiri.com.ar/go/log"
+)
+
+// badRecord is something that could not be read at start.
+type badRecord struct {
+	id  mail.ID // if known
+	err error
+}
+
+// recovery is the work of one start. Only the goroutine that opens the store uses it.
+type recovery struct {
+	s      *Store
+	segs   []*segment
+	ends   map[uint32]int64 // where the records of segments end, as their successors say
+	bodies map[uint64]int64 // sizes of the body files found, by serial
+	max    uint32           // highest segment number in any name
+	lost   []found          // messages of which a part is missing
+	stale  []string         // files that nothing needs
+}
+
+// recover reads the directory and builds the index. It is the same after a crash and after an orderly end.
+func (s *Store) recover() error {
+	r := &recovery{s: s, ends: map[uint32]int64{}, bodies: map[uint64]int64{}}
+	scans, err := r.read()
+	if err != nil {
+		for _, g := range r.segs {
+			g.close()
+		}
+		return err
+	}
+	for _, sc := range scans {
+		s.serial.Store(max(s.serial.Load(), sc.serial))
+		r.merge(sc)
+	}
+	r.checkBodies()
+	s.prep.nextSeq = r.max + 1
+	if err := r.begin(); err != nil {
+		return err
+	}
+	return r.removeLost()
+}
+
+func (r *recovery) read() ([]*scanned, error) {
+	if err := r.list(); err != nil {
+		return nil, err
+	}
+	scans, err := r.scanAll()
+	if err != nil {
+		return nil, err
+	}
+	return r.sortOut(scans)
+}
+
+// list opens the segments and notes what else is there. Names of others, such as the items of an earlier version, are left alone.
+func (r *recovery) list() error {
+	s := r.s
+	infos, err := s.fs.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, info := range infos {
+		if serial, ok := parseName(info.Name, bodySuffix, 64); ok {
+			r.bodies[serial] = info.Size
+			s.serial.Store(max(s.serial.Load(), serial))
+		} else if seq, ok := parseName(info.Name, spareSuffix, 32); ok {
+			r.max = max(r.max, uint32(seq))
+			if err := r.openSpare(info); err != nil {
+				return err
+			}
+		} else if seq, ok := parseName(info.Name, segmentSuffix, 32); ok {
+			r.max = max(r.max, uint32(seq))
+			if err := r.openSegment(info, uint32(seq)); err != nil {
+				return err
+			}
+		} else if info.Name == corruptDir && info.Dir {
+			if bad, err := s.fs.ReadDir(s.path(corruptDir)); err == nil {
+				s.corrupt = len(bad)
+			}
+		}
+	}
+	slices.SortFunc(r.segs, func(a, b *segment) int { return int(a.seq) - int(b.seq) })
+	return nil
+}
+
+func (r *recovery) openSpare(info vfs.Info) error {
+	s := r.s
+	if len(s.prep.spares) >= maxSpares || info.Size != s.cfg.SegmentSize {
+		r.stale = append(r.stale, s.path(info.Name))
+		return nil
+	}
+	f, err := s.fs.OpenFile(s.path(info.Name), os.O_RDWR, 0)
+	if err == nil {
+		s.prep.spares = append(s.prep.spares, spare{name: s.path(info.Name), f: f, size: info.Size, filled: info.Size})
+	}
+	return err
+}
+
+// openSegment opens a segment and reads its header and link. One that was being made when the power failed is stale.
+func (r *recovery) openSegment(info vfs.Info, seq uint32) error {
+	s := r.s
+	g := &segment{seq: seq, name: s.path(info.Name), size: info.Size}
+	f, err := s.fs.OpenFile(g.name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	g.f, g.filled = f, g.size
+	page := make([]byte, segmentPage+recordHead+linkMeta)
+	n, err := f.ReadAt(page, 0)
+	if err != nil && err != io.EOF {
+		f.Close()
+		return err
+	}
+	version, got, salt, ok := parseSegmentPage(page[:n])
+	if ok && got == seq {
+		if version != formatVersion {
+			f.Close()
+			return fmt.Errorf("%s is of format version %d, this program knows %d", info.Name, version, formatVersion)
+		}
+		g.salt = salt
+		r.segs = append(r.segs, g)
+		rec := page[segmentPage:]
+		if h, ok := parseHeader(rec, recordHead+alignUp(linkMeta)); ok && h.typ == recLink && h.metaLen == linkMeta && verifyRecord(rec, h, salt) {
+			prev, end, _ := parseLink(rec[recordHead:])
+			r.ends[prev] = end
+		}
+		return nil
+	}
+	defer f.Close()
+	if ok || empty(f, info.Size) {
+		// A spare that was being made into this segment, or a new file: its header was not durable, so it was never used.
+		r.stale = append(r.stale, g.name)
+		return nil
+	}
+	return r.setAsideFile(g)
+}
+
+// empty reports a file of zeros.
+func empty(f vfs.File, size int64) bool {
+	buf := make([]byte, scanWindow)
+	for off := int64(0); off < size; off += int64(len(buf)) {
+		n, err := f.ReadAt(buf, off)
+		for _, c := range buf[:n] {
+			if c != 0 {
+				return false
+			}
+		}
+		if n < len(buf) && off+int64(n) < size && err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// setAsideFile moves a segment without a legible header away.
+func (r *recovery) setAsideFile(g *segment) error {
+	s := r.s
+	to := filepath.Join(s.path(corruptDir), filepath.Base(g.name))
+	err := vfs.MkdirAll(s.fs, s.path(corruptDir), 0700)
+	if err == nil {
+		err = s.fs.Link(g.name, to)
+	}
+	if err == nil {
+		err = s.fs.SyncDir(s.path(corruptDir))
+	}
+	if err == nil {
+		err = s.fs.Remove(g.name)
+	}
+	r.report("", fmt.Errorf("%w: segment %08x has no legible header; set aside as %s", queue.ErrCorrupt, g.seq, to), err)
+	return nil
+}
+
+// report notes damage for All, the log and the metrics. aside is the error of setting it aside.
+func (r *recovery) report(id mail.ID, err, aside error) {
+	s := r.s
+	if aside != nil {
+		err = fmt.Errorf("%w (setting it aside failed: %w)", err, aside)
+	} else {
+		s.corrupt++
+	}
+	s.m.errors[diskParse].Inc()
+	log.Errorf("queue: %v", err)
+	s.bad = append(s.bad, badRecord{id, err})
+}
+
+// scanAll reads all segments, on all processors.
+func (r *recovery) scanAll() ([]*scanned, error) {
+	scans := make([]*scanned, len(r.segs))
+	errs := make([]error, len(r.segs))
+	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
+	var wg sync.WaitGroup
+	for i, g := range r.segs {
+		limit := g.size
+		if end, ok := r.ends[g.seq]; ok {
+			limit = min(limit, end)
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			scans[i], errs[i] = scan(g, limit)
+			<-slots
+		})
+	}
+	wg.Wait()
+	return scans, errors.Join(errs...)
+}
+
+// sortOut deals with what is not records: the torn end of the last segment is cut, damage is set aside, empty segments are
+// spares. It returns the scans of the segments that stay.
+func (r *recovery) sortOut(scans []*scanned) ([]*scanned, error) {
+	var keep []*scanned
+	for i, sc := range scans {
+		if sc.end == segmentPage && len(sc.bad) == 0 {
+			r.retire(sc.seg) // made ahead and not used
+			continue
+		}
+		end, known := r.ends[sc.seg.seq]
+		last := !known && onlySpares(scans[i+1:])
+		if end > sc.end { // its successor says that there was more
+			sc.bad = append(sc.bad, region{off: sc.end, end: min(end, sc.seg.size)})
+			sc.end = min(end, sc.seg.size)
+		}
+		if last {
+			if err := r.verifyTail(sc); err != nil {
+				return nil, err
+			}
+			sc.seg.filled = sc.end
+		}
+		if err := r.mend(sc, last); err != nil {
+			return nil, err
+		}
+		keep = append(keep, sc)
+	}
+	return keep, nil
+}
+
+// mend sets damaged regions aside. Damage in what was durable is reported; in what a crash interrupted it is to be expected, but
+// the bytes are kept all the same.
+func (r *recovery) mend(sc *scanned, last bool) error {
+	if len(sc.bad) == 0 {
+		return nil
+	}
+	for _, b := range sc.bad {
+		r.setAside(sc.seg, b, !last || b.off < sc.synced)
+	}
+	start := time.Now()
+	return r.s.m.done(diskFsync, start, sc.seg.f.Sync())
+}
+
+// onlySpares reports that none of the segments has records.
+func onlySpares(scans []*scanned) bool {
+	for _, sc := range scans {
+		if sc.end > segmentPage || len(sc.bad) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// retire makes a segment without records a spare, or removes it.
+func (r *recovery) retire(g *segment) {
+	s := r.s
+	if len(s.prep.spares) < maxSpares && g.size == s.cfg.SegmentSize {
+		s.prep.spares = append(s.prep.spares, spare{name: g.name, f: g.f, size: g.size, filled: segmentPage})
+		return
+	}
+	g.close()
+	r.stale = append(r.stale, g.name)
+}
+
+// verifyTail checks the bytes of the messages that were written after the last flush that is known to have succeeded: of these
+// the record may be whole and the rest torn.
+func (r *recovery) verifyTail(sc *scanned) error {
+	kept := sc.records[:0]
+	for _, f := range sc.records {
+		if f.off >= sc.synced && f.typ == recMessage {
+			whole, err := r.whole(sc.seg, f)
+			if err != nil {
+				return err
+			}
+			if !whole {
+				sc.bad = append(sc.bad, region{off: f.off, end: f.off + f.size})
+				continue
+			}
+		}
+		kept = append(kept, f)
+	}
+	sc.records = kept
+	for n := len(sc.bad); n > 0 && sc.bad[n-1].end == sc.end && sc.bad[n-1].off >= sc.synced; n-- {
+		sc.end = sc.bad[n-1].off // the torn end
+		sc.bad = sc.bad[:n-1]
+	}
+	return nil
+}
+
+// whole reports whether all bytes of a message that are in the log match their checksums.
+func (r *recovery) whole(g *segment, f found) (bool, error) {
+	rec := make([]byte, f.size)
+	if _, err := g.f.ReadAt(rec, f.off); err != nil {
+		return false, err
+	}
+	h, ok := parseHeader(rec, f.size)
+	if !ok {
+		return false, nil
+	}
+	d := decoder{b: rec[recordHead : recordHead+h.metaLen]}
+	var st stub
+	d.stub(&st)
+	c, tail := &st.content, rec[recordHead+h.metaLen:]
+	if d.bad || uint64(len(tail)) < uint64(c.prefixLen)+uint64(c.inlineLen) ||
+		checksum(tail[:c.prefixLen]) != c.prefixCRC || checksum(tail[c.prefixLen:][:c.inlineLen]) != c.inlineCRC {
+		return false, nil
+	}
+	for _, ch := range c.chunks {
+		i := slices.IndexFunc(r.segs, func(g *segment) bool { return g.seq == ch.at.seg })
+		if i < 0 || ch.len > blockSize {
+			return false, nil
+		}
+		data := make([]byte, ch.len)
+		if _, err := r.segs[i].f.ReadAt(data, ch.at.offset()+chunkHead); err != nil || checksum(data) != ch.crc {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// setAside copies a region to a file of its own, and then marks it so that the next start does not find it again.
+func (r *recovery) setAside(g *segment, b region, report bool) {
+	s := r.s
+	name := filepath.Join(s.path(corruptDir), fmt.Sprintf("%08x-%08x", g.seq, b.off))
+	err := r.copyOut(g, b, name)
+	if err == nil && b.end-b.off >= recordHead {
+		head := make([]byte, recordHead)
+		sealRecord(head, header{typ: recSkip, tailLen: uint32(b.end - b.off - recordHead)}, g.salt)
+		_, err = g.f.WriteAt(head, b.off)
+	}
+	if report {
+		r.report(b.id, fmt.Errorf("%w: segment %08x from %d to %d; set aside as %s", queue.ErrCorrupt, g.seq, b.off, b.end, name), err)
+	} else {
+		log.Infof("queue: segment %08x from %d to %d was being written at the crash; kept as %s, error %v", g.seq, b.off, b.end, name, err)
+	}
+}
+
+func (r *recovery) copyOut(g *segment, b region, name string) error {
+	s := r.s
+	if err := vfs.MkdirAll(s.fs, s.path(corruptDir), 0700); err != nil {
+		return err
+	}
+	data := make([]byte, b.end-b.off)
+	n, err := g.f.ReadAt(data, b.off)
+	if n == 0 && err != nil {
+		return err
+	}
+	return vfs.WriteFile(s.fs, name, data[:n], 0600)
+}
+
+// merge applies the records of a segment to the index, in order.
+func (r *recovery) merge(sc *scanned) {
+	x, g := r.s.x, sc.seg
+	g.sealed, g.end = true, sc.end
+	x.segs[g.seq] = g
+	for i := range sc.records {
+		f := &sc.records[i]
+		at := locOf(g.seq, f.off)
+		switch f.typ {
+		case recMessage:
+			r.mergeMessage(f, g, at)
+		case recResult:
+			g.resultBytes += f.size
+			g.resultCount += int64(max(1, len(f.which)))
+			if i, sl := x.find(f.key); sl != nil && sl.serial == f.serial {
+				for _, n := range f.which {
+					if n < sl.rcpts {
+						x.setState(i, int(n), at)
+					}
+				}
+				if f.which == nil && f.rcpts < sl.rcpts {
+					x.setState(i, int(f.rcpts), at)
+				}
+			}
+		case recRemoved:
+			was := uint32(0)
+			if i, sl := x.find(f.key); sl != nil && sl.serial == f.serial {
+				was = sl.msg.seg
+				x.remove(f.key, i, g.seq)
+			}
+			if f.tomb != was && f.tomb != g.seq && x.segs[f.tomb] != nil {
+				g.kill(f.tomb)
+			}
+		}
+	}
+}
+
+// mergeMessage adds a message, or moves it: compaction repeats what it moves, with the results so far.
+func (r *recovery) mergeMessage(f *found, g *segment, at loc) {
+	x := r.s.x
+	if i, sl := x.find(f.key); sl != nil {
+		if sl.serial == f.serial && sl.msg.seg != g.seq {
+			g.follow(sl.msg.seg)
+		}
+		x.remove(f.key, i, 0)
+	}
+	c := &content{}
+	if f.extra != nil {
+		c = f.extra
+	}
+	for _, ch := range c.chunks {
+		if seg := x.segs[ch.at.seg]; seg != nil {
+			seg.hold(1, chunkSize(ch.len))
+		} else {
+			r.lost = append(r.lost, *f)
+		}
+	}
+	x.place(x.reserve(f.key, f.serial, f.rcpts), at, f.size, c)
+}
+
+// checkBodies finds messages whose body file is missing or short, and body files without a message.
+func (r *recovery) checkBodies() {
+	x := r.s.x
+	known := map[uint64]bool{}
+	for k, i := range x.byKey {
+		e := x.extras[i]
+		if e == nil || e.file == 0 {
+			continue
+		}
+		sl := x.at(i)
+		known[sl.serial] = true
+		if size, ok := r.bodies[sl.serial]; !ok || size < e.file {
+			r.lost = append(r.lost, found{key: k, serial: sl.serial})
+		}
+	}
+	for serial := range r.bodies {
+		if !known[serial] {
+			r.stale = append(r.stale, r.s.path(bodyName(serial)))
+		}
+	}
+}
+
+// begin starts a new segment after the last one and removes what nothing needs.
+func (r *recovery) begin() error {
+	s := r.s
+	var last *segment
+	for _, g := range s.x.segs {
+		if last == nil || g.seq > last.seq {
+			last = g
+		}
+	}
+	if last != nil {
+		s.w.prevSeq, s.w.prevEnd = last.seq, last.end
+	}
+	for _, name := range r.stale {
+		if err := s.remove(name); err != nil {
+			log.Errorf("queue: removing %s: %v", name, err)
+		}
+	}
+	s.dropDead() // into spares
+	if last != nil && !last.gone.Load() {
+		s.cut(last)
+	}
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	err := s.rotate()
+	if errors.Is(err, queue.ErrFull) {
+		log.Errorf("queue: there is no space to write to: %v", err)
+		return nil // reading works; writing will, once there is space
+	}
+	return err
+}
+
+// removeLost sets the messages aside of which a part is missing: their records are kept as files.
+func (r *recovery) removeLost() error {
+	s := r.s
+	for _, f := range r.lost {
+		_, sl := s.x.find(f.key)
+		if sl == nil || sl.serial != f.serial {
+			continue // removed later, or dealt with
+		}
+		g := s.x.segs[sl.msg.seg]
+		b := region{off: sl.msg.offset(), end: sl.msg.offset() + int64(sl.size)*recordAlign}
+		_, rec, err := s.readRecord(g, b.off, make([]byte, headGuess))
+		var st stub
+		if err == nil {
+			d := decoder{b: rec[recordHead:]}
+			d.stub(&st)
+		}
+		name := filepath.Join(s.path(corruptDir), fmt.Sprintf("%08x-%08x", g.seq, b.off))
+		err = r.copyOut(g, b, name)
+		if err == nil {
+			err = s.Remove(st.id)
+		}
+		r.report(st.id, fmt.Errorf("%w: the body of message %q is missing; the rest is set aside as %s", queue.ErrCorrupt, st.id, name), err)
+	}
+	return nil
+}
+
+// cut gives back the space behind the last record of a segment that is not written to any more.
+func (s *Store) cut(g *segment) {
+	size := (g.end + segmentPage - 1) &^ (segmentPage - 1)
+	if size > g.size/2 {
+		return
+	}
+	if err := g.f.Truncate(size); err != nil {
+		log.Errorf("queue: truncating %s: %v", g.name, err)
+		return
+	}
+	g.size = size
+}
