@@ -101,14 +101,15 @@ func TestRelativePaths(t *testing.T) {
 
 // TestCFG13Fatal holds what keeps the server from starting: text and remedy.
 func TestCFG13Fatal(t *testing.T) {
+	t.Setenv("GODEBUG", "rsa1024min=0") // to make a key that is too short
 	ec, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	key := func(content []byte) func(dir) {
 		return func(d dir) { d.write("domains/x.test/dkim:sel.pem", content) }
 	}
 	tests := []struct {
-		name   string
+		name  string
 		spoil func(dir)
-		want   []string
+		want  []string
 	}{
 		{"no certs", func(d dir) { d.remove("certs") }, []string{"certs/: no such file or directory"}},
 		{"certs empty", func(d dir) { d.remove("certs/ok") }, []string{"No entries found in "}},
@@ -124,6 +125,7 @@ func TestCFG13Fatal(t *testing.T) {
 		{"DKIM: another block", key(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: []byte("x")})), []string{`DKIM loading error: unsupported block type: "RSA PRIVATE KEY"`}},
 		{"DKIM: not PKCS#8", key(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")})), []string{"DKIM loading error: asn1"}},
 		{"DKIM: another kind of key", key(pemKey(t, ec)), []string{"DKIM loading error: unsupported key type: *ecdsa.PrivateKey"}},
+		{"DKIM: too short", key(pemKey(t, rsaKey(t, 768))), []string{"DKIM loading error: RSA key of 768 bits is too short"}},
 		{"two at once", func(d dir) { key([]byte("x"))(d); d.mkdir("domains/a b") }, []string{"DKIM loading error", "is not a domain"}},
 	}
 	for _, tc := range tests {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"blitiri.com.ar/go/chasquid/test/harness"
 )
 
 func role(name string, addrs ...string) Role {
@@ -57,7 +59,8 @@ func TestApply(t *testing.T) {
 
 	// One address that cannot be had: nothing changes, what was opened for it is closed.
 	taken := added[1].Addr().String()
-	a, r, _, err := s.Apply(t.Context(), []Role{role("smtp", "127.0.0.2:0", taken)})
+	free := net.JoinHostPort("127.0.0.2", harness.FreePort(t, "127.0.0.2"))
+	a, r, _, err := s.Apply(t.Context(), []Role{role("smtp", free, taken)})
 	if err == nil || a != nil || r != nil || len(s.Listeners()) != 3 {
 		t.Fatalf("after a failure: added %v removed %v err %v, %d listeners", a, r, err, len(s.Listeners()))
 	}
@@ -65,6 +68,11 @@ func TestApply(t *testing.T) {
 		t.Error(err)
 	}
 	remedied(t, err)
+	if l, err := net.Listen("tcp", free); err != nil {
+		t.Errorf("what was opened for it is still open: %v", err)
+	} else {
+		l.Close()
+	}
 
 	// A changed address: the new one opens, the others close.
 	a, r, _, err = s.Apply(t.Context(), []Role{role("smtp", "127.0.0.1:0", "127.0.0.3:0")})
