@@ -1,6 +1,7 @@
 package mail
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -44,4 +45,10 @@ func makeID(micros uint64, random uint32) ID {
 		bits >>= 5
 	}
 	return ID(b[:])
+}
+
+// DeriveID returns the id that follows from the time and the digest, which must have 4 bytes or more: the same for the same ones.
+// It looks like an id of NewID.
+func DeriveID(at time.Time, digest []byte) ID {
+	return makeID(uint64(max(0, at.UnixMicro()-idEpoch)), binary.BigEndian.Uint32(digest))
 }

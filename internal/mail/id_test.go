@@ -75,3 +75,16 @@ func TestNewIDOrder(t *testing.T) {
 		lastID.Store(0)
 	})
 }
+
+func TestDeriveID(t *testing.T) {
+	at := time.UnixMicro(idEpoch + 1)
+	if a, b := DeriveID(at, []byte{0, 0, 0, 1}), makeID(1, 1); a != b {
+		t.Errorf("%s, want %s", a, b)
+	}
+	if a, b := DeriveID(at, []byte{1, 2, 3, 4, 5}), DeriveID(at, []byte{1, 2, 3, 5}); a == b || len(a) != 16 {
+		t.Errorf("%s, %s", a, b)
+	}
+	if got := DeriveID(time.Time{}, make([]byte, 4)); got != makeID(0, 0) {
+		t.Errorf("%s", got)
+	}
+}

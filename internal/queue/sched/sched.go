@@ -266,3 +266,6 @@ func Delay(attempt int, jitter float64) time.Duration {
 	d := retryTable[max(0, min(attempt-1, len(retryTable)-1))]
 	return d + time.Duration(float64(d)*jitterShare*max(-1, min(jitter, 1)))
 }
+
+// WaitsForSlot reports whether the unit's time has come but it is not running.
+func (s *Schedule) WaitsForSlot(k Key) bool { return s.unit(k).state == ready }

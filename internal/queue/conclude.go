@@ -1,0 +1,297 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/queue/sched"
+	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/log"
+)
+
+// apply takes the outcomes into memory, gives the slot of the unit back and plans its next attempt. What must be written is done by conclude.
+func (a *attempt) apply() {
+	q, e, now := a.q, &a.l.entry, time.Now()
+	shift := jitter()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	verdict, why := sched.Neutral, ""
+	if tried := a.out[a.tried:]; len(tried) > 0 {
+		verdict = sched.Judge(tried)
+		if verdict != sched.Good {
+			why = failureText(&tried[0])
+		}
+	}
+	for n, i := range a.rcpts {
+		q.decide(a.m, a.l, i, &a.out[n], now, shift)
+	}
+	q.sched.Done(a.k, verdict, why, now, jitter())
+	q.replan(a.m, e, a.k, now)
+	q.kick()
+}
+
+// decide takes one outcome into memory. q.mu is held.
+func (q *Queue) decide(m uint32, l *live, i int, o *mail.Outcome, now time.Time, shift float64) {
+	e := &l.entry
+	st, r := &e.Status[i], q.index.rcpt(m, i)
+	if o.Reason != mail.ReasonExpired {
+		st.Attempts++
+		st.Reply, st.MTA, st.Relayed = o.Reply, clip(o.MTA), o.Relayed
+		st.Text = ""
+		if o.Disposition != mail.Delivered {
+			st.Text = clip(failureText(o))
+		}
+	} else { // the last failure is what there is to tell
+		q.m.gaveUp()
+	}
+	st.Reason, r.reason = o.Reason, o.Reason
+	switch o.Disposition {
+	case mail.Delivered:
+		st.Status = Sent
+	case mail.Failed:
+		st.Status = Failed
+	default:
+		st.Next = now.Add(sched.Delay(st.Attempts, shift))
+		if end := q.expiry(&e.Env, &e.Env.Rcpts[i]); end.Before(st.Next) {
+			st.Next = end
+		}
+	}
+	if st.Status != Pending {
+		q.index.setStatus(r, st.Status)
+		q.m.final(r.transport, o, st.Attempts, now.Sub(e.Env.Arrived), e.Env.Trace)
+	}
+	l.dirty = append(l.dirty, i)
+}
+
+// replan puts a claimed unit back into the schedule, or removes it if it has no recipients left. q.mu is held.
+func (q *Queue) replan(m uint32, e *Entry, k sched.Key, now time.Time) {
+	var next time.Time
+	left, hold := false, false
+	q.index.each(m, func(i int, r *ref) {
+		if r.unit != k {
+			return
+		}
+		if r.status != Pending {
+			r.unit = 0
+			return
+		}
+		if t := due(&e.Env.Rcpts[i], &e.Status[i]); !left || t.Before(next) {
+			next = t
+		}
+		left, hold = true, hold || r.held
+	})
+	switch {
+	case !left:
+		q.sched.Remove(k)
+	case hold:
+		q.sched.Hold(k)
+	default:
+		q.sched.Defer(k, next, now)
+		q.poke()
+	}
+}
+
+func clip(s string) string {
+	if len(s) > maxText {
+		return s[:maxText]
+	}
+	return s
+}
+
+// record runs f, which writes to the store, without making a worker wait for the disk: the next attempts go on meanwhile, and what many
+// want to write becomes durable together. Only so many may wait; then the workers do.
+func (q *Queue) record(f func()) {
+	q.tokens <- struct{}{}
+	q.work.Add(1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				q.panicked("the writing of an outcome", p)
+			}
+			<-q.tokens
+			q.work.Done()
+		}()
+		f()
+	}()
+}
+
+// conclude ends a job of a message: it makes durable what is new, tells the sender what is to be told, and removes the message if nothing is
+// left to do.
+//
+// The order is the promise. Outcomes are written before a notice tells them, so that a recipient that a notice calls failed is never tried
+// again. Notices are durable before the message goes. A message that everybody got, and of which nobody is told, needs no outcomes written:
+// its removal says it all. Whatever cannot be written is tried again by tend, and the message stays (beyond X-1).
+func (q *Queue) conclude(ctx context.Context, m uint32, l *live) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q.mu.Lock()
+	q.obey(m, l)
+	final := l.jobs == 1 && !q.index.pending(m)
+	notes := q.notes(m, l, final, time.Now())
+	q.mu.Unlock()
+
+	var notices []*live
+	ok := true
+	if !final || len(notes) > 0 {
+		ok = q.save(l) == nil
+	}
+	for i := 0; ok && i < len(notes); i++ {
+		notice, err := q.notice(ctx, l, notes[i])
+		if ok = err == nil; ok {
+			notices = append(notices, notice)
+			q.notified(l, notes[i])
+		}
+	}
+	switch {
+	case ok && final:
+		ok = q.erase(l) == nil
+	case len(notices) > 0:
+		q.save(l)
+	}
+	q.end(m, l, final, ok)
+	for _, n := range notices {
+		if n != nil {
+			q.accept(ctx, n)
+		}
+	}
+}
+
+// erase removes the message from the store.
+func (q *Queue) erase(l *live) error {
+	err := q.conf.Store.Remove(l.entry.ID)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		log.Errorf("queue: cannot remove message %s, trying again: %v", l.entry.ID, err)
+		return err
+	}
+	return nil
+}
+
+// end gives up a job of the message, and the message if it is final and all is written.
+func (q *Queue) end(m uint32, l *live, final, ok bool) {
+	e := &l.entry
+	q.mu.Lock()
+	event := timeline.Event{ID: e.ID, Trace: e.Env.Trace, From: e.Env.From, MessageID: e.Env.MessageID, Size: e.Size}
+	switch {
+	case final && ok:
+		event.Kind, event.Took = timeline.Final, time.Since(e.Env.Arrived)
+		q.m.removed(q.fate(m, e))
+		q.forget(m)
+		l.jobs--
+	default:
+		if final || !ok {
+			q.index.at(m).flags |= closing
+		}
+		q.release(m, l)
+		if l.jobs == 0 && !final && q.index.at(m).state == waiting {
+			event.Kind, event.Wait = timeline.LoopEnd, q.untilNext(m)
+		}
+	}
+	q.mu.Unlock()
+	if event.Kind != 0 {
+		q.observe(&event)
+	}
+}
+
+// fate is why a message leaves, as the metric has it.
+func (q *Queue) fate(m uint32, e *Entry) string {
+	switch f := q.index.at(m).flags; {
+	case f&dropped != 0:
+		return "dropped"
+	case f&returned != 0:
+		return "admin"
+	}
+	fate := "delivered"
+	for i := range e.Status {
+		if e.Status[i].Status == Failed {
+			if fate = "bounced"; e.Status[i].Reason == mail.ReasonExpired {
+				return "expired"
+			}
+		}
+	}
+	return fate
+}
+
+// untilNext is how long until the next attempt for some recipient of the message. q.mu is held.
+func (q *Queue) untilNext(m uint32) time.Duration {
+	var next time.Time
+	q.index.each(m, func(_ int, r *ref) {
+		if r.status == Pending && r.unit != 0 {
+			if t := q.sched.Info(r.unit).Due; next.IsZero() || t.Before(next) {
+				next = t
+			}
+		}
+	})
+	return max(0, time.Until(next))
+}
+
+// forget removes a message from memory. q.mu is held.
+func (q *Queue) forget(m uint32) {
+	id := q.index.id(m)
+	q.index.each(m, func(_ int, r *ref) {
+		if r.unit != 0 && q.sched.Group(r.unit) == m && q.sched.Claim(r.unit) {
+			q.sched.Remove(r.unit)
+		}
+	})
+	q.index.remove(m)
+	delete(q.live, m)
+	q.items.Add(-1)
+	if q.loading != nil {
+		q.loading[id] = struct{}{}
+	}
+}
+
+// save makes the statuses durable that are not yet. They are read when they are written, so the newest always wins. l.mu is held.
+func (q *Queue) save(l *live) error {
+	q.mu.Lock()
+	dirty := l.dirty
+	l.dirty = nil
+	ups := make([]RcptUpdate, 0, len(dirty))
+	seen := make(map[int]bool, len(dirty))
+	for _, i := range dirty {
+		if !seen[i] {
+			seen[i] = true
+			ups = append(ups, RcptUpdate{Rcpt: i, State: l.entry.Status[i]})
+		}
+	}
+	q.mu.Unlock()
+	if len(ups) == 0 {
+		return nil
+	}
+	err := q.conf.Store.Update(l.entry.ID, ups...)
+	if err != nil {
+		log.Errorf("queue: cannot write the state of message %s, trying again: %v", l.entry.ID, err)
+		q.mu.Lock()
+		l.dirty = append(dirty, l.dirty...)
+		q.mu.Unlock()
+	}
+	return err
+}
+
+// obey does what an operator wanted while attempts were running. q.mu is held.
+func (q *Queue) obey(m uint32, l *live) {
+	f := q.index.at(m).flags
+	if f&(dropped|returned) == 0 || l.jobs > 1 {
+		return
+	}
+	now := time.Now()
+	q.index.each(m, func(i int, r *ref) {
+		if r.status != Pending {
+			return
+		}
+		if r.unit != 0 && q.sched.Claim(r.unit) {
+			q.sched.Remove(r.unit)
+		}
+		r.unit, r.held = 0, false
+		if f&dropped != 0 {
+			q.index.setStatus(r, Failed)
+			l.entry.Status[i].Status = Failed
+		} else {
+			q.decide(m, l, i, &byOperator, now, 0)
+		}
+	})
+}
+
+// byOperator is the outcome of a recipient whose message an operator returned to its sender.
+var byOperator = mail.Outcome{Disposition: mail.Failed, Reason: mail.ReasonPolicy, Err: errors.New("returned by the administrator of the mail server")}

@@ -1,0 +1,150 @@
+package queue
+
+import (
+	"context"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/queue/sched"
+	"blitiri.com.ar/go/chasquid/internal/srs"
+	"blitiri.com.ar/go/chasquid/internal/timeline"
+)
+
+// Courier delivers. It returns one outcome per recipient of the job, in their order, and does so soon after ctx ends.
+type Courier interface {
+	Deliver(ctx context.Context, job mail.Job) []mail.Outcome
+}
+
+// Config is what a queue needs of the world. Store and Courier must be set.
+type Config struct {
+	Store   Store
+	Courier Courier
+
+	// Expand replaces the recipients as accepted by the final ones. An error that is an smtp.Reply is what the client is told; any other
+	// one is a 451. Nil: they are final.
+	Expand func(ctx context.Context, rcpts []mail.Recipient) ([]mail.Recipient, error)
+	// Route says where a recipient goes next. It is asked at every attempt, and must be quick: no look-ups on the network. An error defers
+	// the attempt. Nil: everything goes by MX of its domain.
+	Route func(ctx context.Context, r mail.Recipient, env *mail.Envelope) (mail.Route, error)
+	// Sites finds out which hosts take the mail of a domain and returns a name for the set, the same for every domain that has it. It is
+	// called in the background and may take its time. Nil: every domain is a site of its own.
+	Sites func(ctx context.Context, domain string) (string, error)
+	// LocalDomain reports whether we are responsible for the domain. Nil: for none.
+	LocalDomain func(domain string) bool
+	// Sign returns the header lines to put on top of a notice of ours from the domain: its DKIM signature. Nil: notices are not signed.
+	Sign func(ctx context.Context, domain string, content io.Reader) ([]byte, error)
+	// SRS rewrites the sender of mail that an alias sends on. Nil: the sender stays.
+	SRS *srs.Rewriter
+
+	Observer timeline.Observer // nil: nobody
+	Metrics  *expvarom.Registry
+
+	Hostname       string          // ours, for notices
+	DoubleBounceTo address.Address // gets notices about notices that fail; null: those are logged only
+
+	MaxItems         int           // messages at once, but for notices; default 1,000,000
+	GiveUpAfter      time.Duration // default 5 days
+	DelayNoticeAfter time.Duration // default 4 hours, negative: no such notices
+	Grace            time.Duration // how long running attempts may go on when Run is to end; default 30 s
+
+	Workers      int // remote attempts at once; default 256
+	SiteWorkers  int // of these, for one site at most; default 20
+	LocalWorkers int // local deliveries at once; default 20
+	PipeWorkers  int // commands at once; default 10
+	MaxBatch     int // recipients of one remote transaction; default 1000
+}
+
+// Defaults of Config, and limits that are not settings.
+const (
+	defaultMaxItems  = 1_000_000
+	defaultGiveUp    = 5 * 24 * time.Hour
+	defaultDelay     = 4 * time.Hour
+	defaultGrace     = 30 * time.Second
+	defaultMaxBatch  = 1000
+	localBatch       = 50  // recipients of one local delivery job: small, as they are often delivered one by one
+	maxRecording     = 256 // outcomes being written at once; the store commits them together
+	maxIdle          = 32  // workers kept without work
+	keepUnsent       = 2000
+	maxText          = 1 << 10 // bytes of a failure kept with a recipient
+	failureNoticeAge = 10 * time.Minute
+	tendEvery        = time.Minute
+	slice            = 1024 // records looked at without letting others have the lock
+)
+
+func (c Config) withDefaults() Config {
+	if c.MaxItems <= 0 {
+		c.MaxItems = defaultMaxItems
+	}
+	if c.MaxBatch <= 0 {
+		c.MaxBatch = defaultMaxBatch
+	}
+	setDuration(&c.GiveUpAfter, defaultGiveUp)
+	setDuration(&c.Grace, defaultGrace)
+	if c.DelayNoticeAfter == 0 {
+		c.DelayNoticeAfter = defaultDelay
+	}
+	if c.LocalDomain == nil {
+		c.LocalDomain = func(string) bool { return false }
+	}
+	if c.Route == nil {
+		c.Route = func(_ context.Context, r mail.Recipient, _ *mail.Envelope) (mail.Route, error) {
+			return mail.Route{Transport: mail.SMTP, Domain: r.To.Domain}, nil
+		}
+	}
+	if c.Observer == nil {
+		c.Observer = timeline.Observers(nil)
+	}
+	return c
+}
+
+func setDuration(d *time.Duration, def time.Duration) {
+	if *d <= 0 {
+		*d = def
+	}
+}
+
+// Queue takes messages, keeps them in its store, and has them delivered while Run runs. It is safe for concurrent use.
+//
+// Memory holds a small record of each message (see record) and the schedule; envelopes are read back from the store for an attempt. All of
+// it is guarded by mu, which is never held while something is read, written, delivered or observed, nor for a walk over all records.
+type Queue struct {
+	conf  Config
+	m     *metrics
+	items atomic.Int64 // messages taken responsibility for, and those about to be
+
+	mu    sync.Mutex
+	index index
+	sched *sched.Schedule
+	live  map[uint32]*live
+
+	running bool            // workers may start
+	workers int             // that exist
+	idle    []chan struct{} // workers without work
+	waking  int             // workers told to look for work that have not looked yet
+	loading map[mail.ID]struct{}
+
+	wake   chan struct{} // tells Run that something is due earlier than it thought
+	sites  chan string   // domains whose site is to be found out
+	tokens chan struct{} // one for each outcome being written
+	work   sync.WaitGroup
+	ctx    context.Context // of attempts; set by Run
+}
+
+// New returns a queue. Messages can be put into it at once; Run loads what the store holds and delivers.
+func New(conf Config) *Queue {
+	q := &Queue{conf: conf.withDefaults(), index: newIndex(), live: map[uint32]*live{}, ctx: context.Background(),
+		wake: make(chan struct{}, 1), sites: make(chan string, 1024), tokens: make(chan struct{}, maxRecording)}
+	q.sched = sched.New(sched.Config{Workers: conf.Workers, PerSite: conf.SiteWorkers, Local: conf.LocalWorkers, Pipe: conf.PipeWorkers})
+	q.m = newMetrics(conf.Metrics, q)
+	return q
+}
+
+func (q *Queue) observe(e *timeline.Event) {
+	e.At = time.Now()
+	q.conf.Observer.Observe(e)
+}
