@@ -105,7 +105,7 @@ func Default() *Settings {
 		GiveUpSendAfter:          "120h",
 		MaxRecipients:            1000,
 		MaxReceivedHeaders:       100,
-		MaxConnections:           10_000,
+		MaxConnections:           5000,
 		MaxConnectionsPerIp:      100,
 		SenderLoginMatch:         "off",
 		HaproxyTrusted: []string{"127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16",

@@ -84,7 +84,7 @@ type Settings struct {
 	MaxReceivedHeaders uint32 `protobuf:"varint,101,opt,name=max_received_headers,json=maxReceivedHeaders,proto3" json:"max_received_headers,omitempty"`
 	// Client connections open at the same time, over all listeners; beyond, clients get 421 and come back later.
 	MaxConnections uint32 `protobuf:"varint,102,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
-	// Client connections open at the same time from one IPv4 address or one IPv6 /64 network.
+	// Client connections open at the same time from one IPv4 address or one IPv6 /64 network. Loopback is not limited.
 	MaxConnectionsPerIp uint32 `protobuf:"varint,103,opt,name=max_connections_per_ip,json=maxConnectionsPerIp,proto3" json:"max_connections_per_ip,omitempty"`
 	// Whether authenticated users may send only as themselves, or as an address whose alias leads to them.
 	// "off": any address; "envelope": MAIL FROM is checked; "header": the From header as well.
