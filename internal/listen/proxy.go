@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pires/go-proxyproto"
@@ -24,14 +25,15 @@ const (
 )
 
 // Conn is a connection that starts with a PROXY header, version 1 or 2. The header is read by the first call that needs it:
-// RemoteAddr, LocalAddr, Read, Write or ReadHeader. If there is no good header from a trusted peer, all reads and writes fail
-// with ErrProxy and the addresses stay the peer's.
+// RemoteAddr, LocalAddr, Read or ReadHeader. If there is no good header from a trusted peer, all reads and writes fail with
+// ErrProxy and the addresses stay the peer's.
 type Conn struct {
 	net.Conn
 	proxy    *Proxy
 	listener *Listener
 
 	once          sync.Once
+	done          atomic.Bool // once is
 	err           error
 	remote, local net.Addr
 
@@ -53,6 +55,7 @@ func (c *Conn) ReadHeader() error {
 }
 
 func (c *Conn) readHeader() {
+	defer c.done.Store(true)
 	c.remote, c.local = c.Conn.RemoteAddr(), c.Conn.LocalAddr()
 	result := c.parseHeader()
 	c.listener.set.metrics.headers.With(result).Inc()
@@ -203,10 +206,14 @@ func (c *Conn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// Write writes, once there was a good header: nothing is said to a stranger.
+// Write writes, once there was a good header: nothing is said to a stranger. It never waits for the header, so that whoever accepts
+// connections can turn one away without waiting for it: before the header was read, it fails.
 func (c *Conn) Write(b []byte) (int, error) {
-	if err := c.ReadHeader(); err != nil {
-		return 0, err
+	if !c.done.Load() {
+		return 0, fmt.Errorf("%w: not read yet", ErrProxy)
+	}
+	if c.err != nil {
+		return 0, c.err
 	}
 	return c.Conn.Write(b)
 }

@@ -208,6 +208,27 @@ func TestProxyInterrupt(t *testing.T) {
 	})
 }
 
+// TestWriteNeverWaits: turning a connection away before its header was read neither waits for it nor says anything.
+func TestWriteNeverWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, far, _ := proxied(trusting("127.0.0.0/8"), tcp("127.0.0.1:9"))
+		defer far.Close()
+		start := time.Now()
+		if n, err := c.Write([]byte("421 ")); n != 0 || !errors.Is(err, ErrProxy) || time.Since(start) != 0 {
+			t.Errorf("%d bytes, %v after %v", n, err, time.Since(start))
+		}
+		go far.Write([]byte("PROXY UNKNOWN\r\n"))
+		if err := c.ReadHeader(); err != nil {
+			t.Fatal(err)
+		}
+		go c.Write([]byte("220 "))
+		b := make([]byte, 4)
+		if _, err := io.ReadFull(far, b); err != nil || string(b) != "220 " {
+			t.Errorf("%q %v", b, err)
+		}
+	})
+}
+
 // TestAcceptNeverWaits: a peer that sends nothing does not keep the next one from being accepted.
 func TestAcceptNeverWaits(t *testing.T) {
 	s := New(Config{})
