@@ -22,7 +22,7 @@ func (d *delivery) fit(c *client) (todo []int, o *mail.Outcome) {
 	if len(d.tried) > 0 {
 		todo = make([]int, 0, len(d.left))
 		for _, i := range d.left {
-			if !slices.Contains(d.tried, i) && d.out[i].Disposition == mail.Deferred {
+			if !slices.Contains(d.tried, i) {
 				todo = append(todo, i)
 			}
 		}

@@ -183,6 +183,7 @@ func (d *delivery) allowed(c *client, p *policy) *fail {
 // session hands over as many recipients as the server takes, and keeps the connection for later or ends it. stale says that a
 // waiting connection turned out to be dead before the server said anything: nothing happened; more is as in fresh.
 func (d *delivery) session(ctx context.Context, c *client) (stale, more bool) {
+	d.prune()
 	release := c.bind(ctx)
 	c.log.reset()
 	c.rr.StartBudget()
@@ -255,12 +256,13 @@ func (d *delivery) transactions(ctx context.Context, c *client) (stale, more boo
 	if o != nil {
 		d.failed(*o)
 	}
-	delivered := false
+	delivered, ran := false, false
 	for len(todo) > 0 {
 		if c.broken || c.spent || d.full(c) {
-			more = delivered && !c.broken
+			more = ran && !c.broken
 			break
 		}
+		ran = true
 		n := d.batch(c, todo)
 		t := transaction{d: d, c: c, idx: todo[:n]}
 		if f := t.run(); f != nil {
