@@ -67,6 +67,15 @@ func (m *Map[K, V]) Put(k K, v V) (oldKey K, old V, evicted bool) {
 	return oldKey, old, evicted
 }
 
+// Oldest returns the entry used longest ago, without marking it as used.
+func (m *Map[K, V]) Oldest() (k K, v V, ok bool) {
+	n := m.root.prev
+	if n == &m.root {
+		return k, v, false
+	}
+	return n.key, n.value, true
+}
+
 // Remove removes the entry and reports whether there was one.
 func (m *Map[K, V]) Remove(k K) bool {
 	n := m.nodes[k]

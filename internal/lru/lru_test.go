@@ -81,6 +81,9 @@ func TestModel(t *testing.T) {
 			for k, v := range m.All() {
 				got = append(got, entry{k, v})
 			}
+			if k, v, ok := m.Oldest(); ok != (len(got) > 0) || ok && (entry{k, v}) != got[len(got)-1] {
+				t.Fatalf("oldest %d %d %v", k, v, ok)
+			}
 			if !slices.Equal(got, model) || m.Len() != len(model) {
 				t.Fatalf("have %v, want %v", got, model)
 			}
