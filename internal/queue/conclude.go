@@ -228,7 +228,6 @@ func (q *Queue) untilNext(m uint32) time.Duration {
 
 // forget removes a message from memory. q.mu is held.
 func (q *Queue) forget(m uint32) {
-	id := q.index.id(m)
 	q.index.each(m, func(_ int, r *ref) {
 		if r.unit != 0 && q.sched.Group(r.unit) == m && q.sched.Claim(r.unit) {
 			q.sched.Remove(r.unit)
@@ -237,9 +236,6 @@ func (q *Queue) forget(m uint32) {
 	q.index.remove(m)
 	delete(q.live, m)
 	q.items.Add(-1)
-	if q.loading != nil {
-		q.loading[id] = struct{}{}
-	}
 }
 
 // save makes the statuses durable that are not yet. They are read when they are written, so the newest always wins. l.mu is held.
@@ -260,6 +256,9 @@ func (q *Queue) save(l *live) error {
 		return nil
 	}
 	err := q.conf.Store.Update(l.entry.ID, ups...)
+	if errors.Is(err, ErrNotFound) { // somebody removed it behind our back; the next to look for it will notice
+		return nil
+	}
 	if err != nil {
 		log.Errorf("queue: cannot write the state of message %s, trying again: %v", l.entry.ID, err)
 		q.mu.Lock()

@@ -144,6 +144,13 @@ func (q *Queue) commit(ctx context.Context, id mail.ID, in Incoming, env *mail.E
 	for i := range e.Status {
 		e.Status[i].Next = e.Env.Arrived
 	}
+	if !q.ready.Load() {
+		q.mu.Lock()
+		if q.ours != nil {
+			q.ours[id] = struct{}{}
+		}
+		q.mu.Unlock()
+	}
 	if err := in.Commit(e, prefix); err != nil {
 		if errors.Is(err, ErrExists) {
 			return l, err

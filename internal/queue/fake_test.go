@@ -185,10 +185,24 @@ func (s *fakeStore) ids() []mail.ID {
 	return slices.Clone(s.order)
 }
 
-func (s *fakeStore) body(id mail.ID) string {
+func (s *fakeStore) has(id mail.ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return string(s.msgs[id].body)
+	return s.msgs[id] != nil
+}
+
+// status returns the stored states of a message.
+func (s *fakeStore) status(id mail.ID) []RcptStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.msgs[id].entry.Status)
+}
+
+// lose changes a message as a crash would: what was written last is not there.
+func (s *fakeStore) lose(id mail.ID, f func(e *Entry)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(&s.msgs[id].entry)
 }
 
 // operations returns the log, with the given ids replaced by names: "commit A".

@@ -116,17 +116,18 @@ type Queue struct {
 	conf  Config
 	m     *metrics
 	items atomic.Int64 // messages taken responsibility for, and those about to be
+	ready atomic.Bool  // everything the store held is loaded
 
 	mu    sync.Mutex
 	index index
 	sched *sched.Schedule
 	live  map[uint32]*live
 
-	running bool            // workers may start
-	workers int             // that exist
-	idle    []chan struct{} // workers without work
-	waking  int             // workers told to look for work that have not looked yet
-	loading map[mail.ID]struct{}
+	running bool                 // workers may start
+	workers int                  // that exist
+	idle    []chan struct{}      // workers without work
+	waking  int                  // workers told to look for work that have not looked yet
+	ours    map[mail.ID]struct{} // committed by this process; nil once everything is loaded
 
 	wake   chan struct{} // tells Run that something is due earlier than it thought
 	sites  chan string   // domains whose site is to be found out
@@ -138,7 +139,7 @@ type Queue struct {
 // New returns a queue. Messages can be put into it at once; Run loads what the store holds and delivers.
 func New(conf Config) *Queue {
 	q := &Queue{conf: conf.withDefaults(), index: newIndex(), live: map[uint32]*live{}, ctx: context.Background(),
-		wake: make(chan struct{}, 1), sites: make(chan string, 1024), tokens: make(chan struct{}, maxRecording)}
+		ours: map[mail.ID]struct{}{}, wake: make(chan struct{}, 1), sites: make(chan string, 1024), tokens: make(chan struct{}, maxRecording)}
 	q.sched = sched.New(sched.Config{Workers: conf.Workers, PerSite: conf.SiteWorkers, Local: conf.LocalWorkers, Pipe: conf.PipeWorkers})
 	q.m = newMetrics(conf.Metrics, q)
 	return q

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -158,7 +159,7 @@ func TestRestartKeepsSchedule(t *testing.T) {
 		for range 8 {
 			time.Sleep(7 * time.Minute)
 			w.stop()
-			if w.store.msgs[id] == nil {
+			if !w.store.has(id) {
 				t.Fatal("lost")
 			}
 			time.Sleep(time.Minute)
@@ -218,21 +219,20 @@ func TestNoticeIsNotRepeatedAfterCrash(t *testing.T) {
 			}
 			return noUser
 		}
-		var id mail.ID
-		w.store.setFail(func(op string, i mail.ID) error {
-			if op == "remove" && i == id {
+		w.store.setFail(func(op string, _ mail.ID) error {
+			if op == "remove" {
 				return errors.New("crash")
 			}
 			return nil
 		})
-		id = w.put(envelope("a@them.test", "b@x.test"))
+		id := w.put(envelope("a@them.test", "b@x.test"))
 		time.Sleep(10 * time.Second)
 		if n := len(w.store.ids()); n != 2 {
 			t.Fatalf("%d messages, want the original and its notice", n)
 		}
 		w.stop()
 		// The crash also loses that the notice was sent.
-		w.store.msgs[id].entry.Status[0].Notified = 0
+		w.store.lose(id, func(e *Entry) { e.Status[0].Notified = 0 })
 		w.store.setFail(nil)
 		w.start()
 		time.Sleep(time.Minute)
@@ -252,10 +252,10 @@ func TestX1NoticeThatCannotBeWrittenKeepsMessage(t *testing.T) {
 	for _, op := range []string{"create", "open", "commit", "update", "remove", "expand"} {
 		t.Run(op, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
-				broken := false
+				var broken atomic.Bool
 				w := newWorld(t, func(c *Config) {
 					c.Expand = func(_ context.Context, rs []mail.Recipient) ([]mail.Recipient, error) {
-						if broken && op == "expand" {
+						if broken.Load() && op == "expand" {
 							return nil, errors.New("hook failed")
 						}
 						return rs, nil
@@ -263,30 +263,26 @@ func TestX1NoticeThatCannotBeWrittenKeepsMessage(t *testing.T) {
 				})
 				w.courier.deliver = func(_ context.Context, _ *mail.Job, r *mail.Recipient) mail.Outcome {
 					if r.To.Domain == "x.test" {
-						w.store.mu.Lock()
-						broken = true
-						w.store.mu.Unlock()
+						broken.Store(true)
 						return noUser
 					}
 					return delivered
 				}
 				w.store.setFail(func(o string, _ mail.ID) error {
-					if broken && o == op {
+					if broken.Load() && o == op {
 						return ErrBroken
 					}
 					return nil
 				})
 				id := w.put(envelope("a@them.test", "b@x.test"))
 				time.Sleep(10*time.Minute + time.Second)
-				if w.store.msgs[id] == nil {
+				if !w.store.has(id) {
 					t.Fatal("the message is gone before its notice is durable")
 				}
 				if st := w.state(id); st != waiting {
 					t.Errorf("the message is %v", st)
 				}
-				w.store.mu.Lock()
-				broken = false
-				w.store.mu.Unlock()
+				broken.Store(false)
 				time.Sleep(2 * time.Minute)
 				w.mustBeEmpty()
 				if n := len(w.courier.times("a@them.test")); n != 1 {
@@ -327,7 +323,7 @@ func TestUnwrittenStateIsWrittenLater(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		w.store.setFail(nil)
 		time.Sleep(time.Minute)
-		if st := w.store.msgs[id].entry.Status; st[0].Status != Sent || st[1].Attempts == 0 {
+		if st := w.store.status(id); st[0].Status != Sent || st[1].Attempts == 0 {
 			t.Errorf("stored %+v", st)
 		}
 		w.stop()
@@ -474,10 +470,10 @@ func TestPanicInCourier(t *testing.T) {
 		id := w.put(envelope("a@them.test", "b@panic.test"))
 		w.put(envelope("a@them.test", "b@x.test"))
 		time.Sleep(time.Second)
-		if w.store.msgs[id] == nil || len(w.store.ids()) != 1 {
+		if !w.store.has(id) || len(w.store.ids()) != 1 {
 			t.Errorf("the store holds %v", w.store.ids())
 		}
-		if st := w.store.msgs[id].entry.Status[0]; st.Attempts != 1 || st.Reason != mail.ReasonInternal {
+		if st := w.store.status(id)[0]; st.Attempts != 1 || st.Reason != mail.ReasonInternal {
 			t.Errorf("status %+v", st)
 		}
 		if w.m.panics.Value() != 1 {
@@ -500,7 +496,7 @@ func TestWrongNumberOfOutcomes(t *testing.T) {
 		w := newWorld(t, func(c *Config) { c.Courier = wrongCourier{} })
 		id := w.put(envelope("a@them.test", "b@x.test"))
 		time.Sleep(time.Second)
-		if st := w.store.msgs[id].entry.Status[0]; st.Status != Pending || st.Attempts != 1 {
+		if st := w.store.status(id)[0]; st.Status != Pending || st.Attempts != 1 {
 			t.Errorf("status %+v", st)
 		}
 		w.stop()
@@ -547,7 +543,7 @@ func TestDrainInterruptsAfterGrace(t *testing.T) {
 		if d := time.Since(start); d != 5*time.Second {
 			t.Errorf("drained in %v", d)
 		}
-		if st := w.store.msgs[id].entry.Status[0]; st.Attempts != 1 {
+		if st := w.store.status(id)[0]; st.Attempts != 1 {
 			t.Errorf("the interrupted attempt left %+v", st)
 		}
 	})
@@ -813,11 +809,11 @@ func values(m map[string]int) func(func(int) bool) {
 // When the configuration changes, recipients that must go another way do so at the next attempt.
 func TestRouteChanges(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		hosts := ""
+		var moved atomic.Bool
 		w := newWorld(t, func(c *Config) {
 			c.Route = func(_ context.Context, r mail.Recipient, _ *mail.Envelope) (mail.Route, error) {
-				if hosts != "" && r.To.Local != "stay" {
-					return mail.Route{Transport: mail.Relay, Hosts: []string{hosts}}, nil
+				if moved.Load() && r.To.Local != "stay" {
+					return mail.Route{Transport: mail.Relay, Hosts: []string{"smart.test"}}, nil
 				}
 				return mail.Route{Transport: mail.SMTP, Domain: r.To.Domain}, nil
 			}
@@ -831,7 +827,7 @@ func TestRouteChanges(t *testing.T) {
 		w.put(envelope("a@them.test", "b@x.test"))
 		w.put(envelope("a@them.test", "b@y.test", "stay@y.test", "c@z.test"))
 		time.Sleep(10 * time.Second)
-		hosts = "smart.test"
+		moved.Store(true)
 		time.Sleep(2 * time.Minute)
 		if n := len(w.store.ids()); n != 1 {
 			t.Errorf("%d messages left, want the one with a recipient that stays", n)
@@ -850,18 +846,21 @@ func TestRouteChanges(t *testing.T) {
 
 func TestRouteError(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		var routeErr error = errors.New("bad configuration")
+		var fixed atomic.Bool
 		w := newWorld(t, func(c *Config) {
 			c.Route = func(_ context.Context, r mail.Recipient, _ *mail.Envelope) (mail.Route, error) {
-				return mail.Route{Domain: r.To.Domain, Transport: mail.SMTP}, routeErr
+				if !fixed.Load() {
+					return mail.Route{}, errors.New("bad configuration")
+				}
+				return mail.Route{Domain: r.To.Domain, Transport: mail.SMTP}, nil
 			}
 		})
 		id := w.put(envelope("a@them.test", "b@x.test"))
 		time.Sleep(10 * time.Second)
-		if st := w.store.msgs[id].entry.Status[0]; st.Status != Pending || !strings.Contains(st.Text, "bad configuration") {
+		if st := w.store.status(id)[0]; st.Status != Pending || !strings.Contains(st.Text, "bad configuration") {
 			t.Errorf("status %+v", st)
 		}
-		routeErr = nil
+		fixed.Store(true)
 		time.Sleep(2 * time.Minute)
 		w.mustBeEmpty()
 		w.stop()
@@ -935,7 +934,7 @@ func TestUnreadableMessages(t *testing.T) {
 			}
 			return nil
 		})
-		delete(w.store.msgs, gone)
+		w.store.Remove(gone)
 		time.Sleep(2 * time.Minute)
 		if w.Queue.find(gone) {
 			t.Error("a message that is gone is still scheduled")

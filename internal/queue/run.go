@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
 )
@@ -79,14 +78,12 @@ func (q *Queue) drain(interrupt func()) {
 	grace.Stop()
 }
 
-// loadAll takes everything the store holds into memory. Messages that were put into the queue meanwhile are there already.
+// loadAll takes everything the store holds into memory. What this process put into the
+// queue itself is there already, or was.
 func (q *Queue) loadAll(ctx context.Context) error {
 	ctx, span := trace.Start(ctx, trace.Reload, "queue")
 	defer span.Finish()
 	start, n, bad := time.Now(), 0, 0
-	q.mu.Lock()
-	q.loading = map[mail.ID]struct{}{}
-	q.mu.Unlock()
 	for e, err := range q.conf.Store.All() {
 		if ctx.Err() != nil {
 			return nil
@@ -101,8 +98,9 @@ func (q *Queue) loadAll(ctx context.Context) error {
 		}
 		n += q.loadOne(ctx, &e)
 	}
+	q.ready.Store(true)
 	q.mu.Lock()
-	q.loading = nil
+	q.ours = nil
 	q.mu.Unlock()
 	span.Printf("loaded %d messages, %d unusable, in %v", n, bad, time.Since(start))
 	if n > 0 || bad > 0 {
@@ -127,7 +125,7 @@ func (q *Queue) loadOne(ctx context.Context, e *Entry) int {
 	p := q.plan(ctx, e, now)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if _, gone := q.loading[e.ID]; gone || q.index.find(e.ID) != 0 {
+	if _, ours := q.ours[e.ID]; ours || q.index.find(e.ID) != 0 {
 		return 0
 	}
 	m := q.schedule(e, p, now)

@@ -349,6 +349,7 @@ func (s *Store) flush(seg *segment, end int64) error {
 	}
 	s.w.mu.Lock()
 	if s.w.seg == seg {
+		s.w.flushes++
 		s.w.synced = max(s.w.synced, end)
 	}
 	s.w.mu.Unlock()

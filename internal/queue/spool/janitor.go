@@ -474,8 +474,9 @@ const (
 
 var zeros [fillStep]byte
 
-// prefill writes zeros ahead of the log. The first write to allocated space makes the file system note that the space now has
-// content, which costs each flush about as much again as the data; a second write does not.
+// prefill writes zeros ahead of the log, unless it is growing so fast that this would only double the bytes. The first write to
+// allocated space makes the file system note that the space now has content, which costs each flush about as much again as the
+// data; a second write does not.
 func (s *Store) prefill() {
 	if s.cfg.NoPrefill {
 		return
@@ -489,7 +490,7 @@ func (s *Store) prefill() {
 			g, from = s.prep.next, segmentPage
 			s.prep.mu.Unlock()
 		}
-		if g == nil || g.filled >= g.size {
+		if g == nil || g.filled >= g.size || s.w.bulk {
 			s.w.mu.Unlock()
 			return
 		}

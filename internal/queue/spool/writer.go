@@ -25,6 +25,9 @@ type writer struct {
 	failed bool     // the last write failed, and not for want of space: use another segment
 	asked  bool     // the janitor was told that the segment is half full
 
+	flushes int64 // of the segment
+	bulk    bool  // the segment before was filled by large flushes
+
 	prevSeq uint32 // the segment before the first, and its end
 	prevEnd int64
 
@@ -160,6 +163,9 @@ func (s *Store) room(need int64, outside bool) error {
 	return nil
 }
 
+// bulkFlush is how many bytes a flush has on average when it no longer matters that it costs a little more, but bandwidth does.
+const bulkFlush = 128 << 10
+
 // rotate seals the active segment and begins the next. The writer's lock is held.
 func (s *Store) rotate() error {
 	w := &s.w
@@ -197,7 +203,8 @@ func (s *Store) rotate() error {
 	}
 	s.x.segs[next.seq] = next
 	s.x.mu.Unlock()
-	w.seg, w.tail, w.synced, w.failed, w.asked = next, segmentPage+int64(n), segmentPage, false, false
+	w.bulk = w.flushes > 0 && end/w.flushes > bulkFlush
+	w.seg, w.tail, w.synced, w.failed, w.asked, w.flushes = next, segmentPage+int64(n), segmentPage, false, false, 0
 	s.wakeJanitor()
 	return nil
 }
