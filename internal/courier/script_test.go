@@ -47,7 +47,7 @@ import (
 //
 // A step is "> TEXT" (we get the line), "< TEXT" (we must say the line), "raw QUOTED" (we get these bytes), "read N" (we must send
 // N octets of the message), "message" (the whole message as a dot stream), "tls NAME" (a handshake with that certificate), "close",
-// "reset", "hang" (nothing until we close), "wait D", "endless TEXT", "eof" (we must close).
+// "hang", "eof" (nothing until we close), "wait D", "endless TEXT", "drip D" (an octet now and then until we close).
 func TestSMTPScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/smtp/*.txt")
 	if err != nil || len(files) == 0 {
@@ -79,15 +79,16 @@ type script struct {
 	ruleE  map[string]error
 	told   []string
 
-	smtp    *SMTP
-	local   *Local
-	lmtp    string
-	job     mail.Job
-	env     mail.Envelope
-	content string
-	out     []mail.Outcome
-	last    *mail.Outcome
-	took    time.Duration
+	smtp     *SMTP
+	local    *Local
+	localCfg LocalConfig
+	lmtp     string
+	job      mail.Job
+	env      mail.Envelope
+	content  string
+	out      []mail.Outcome
+	last     *mail.Outcome
+	took     time.Duration
 }
 
 type peer struct {
@@ -108,6 +109,7 @@ func runScript(t *testing.T, text string) {
 	s.certs = &testCerts{}
 	s.cfg = Config{Hostname: "me.test", Resolver: s.zone, Dial: s.dial, Ledger: s, Sources: []tlspolicy.Source{s}, HostSources: []tlspolicy.HostSource{s},
 		Password: func(string) (string, error) { return "secret", nil }}
+	s.localCfg = LocalConfig{Hostname: "me.test", Dial: s.dial, DropCharacters: "."}
 	s.reset()
 	var p *peer
 	for n, line := range strings.Split(text, "\n") {
@@ -231,6 +233,8 @@ func (s *script) set(name, value string) error {
 	case "own":
 		own := netip.MustParseAddrPort(value)
 		s.cfg.Own = func(ap netip.AddrPort) bool { return ap == own }
+	case "separators":
+		s.localCfg.SuffixSeparators = value
 	case "nopassword":
 		s.cfg.Password = func(string) (string, error) { return "", errors.New("no such file") }
 	default:
@@ -320,7 +324,7 @@ func (s *script) deliver() {
 			s.cfg.Roots = s.certs.pool
 		}
 		s.smtp = NewSMTP(s.cfg)
-		s.local = NewLocal(LocalConfig{Hostname: "me.test", Dial: s.dial, SuffixSeparators: "+"})
+		s.local = NewLocal(s.localCfg)
 	}
 	job := s.job
 	job.Size = int64(len(s.content))
@@ -488,6 +492,13 @@ func (s *script) play(p *peer, raw net.Conn) {
 			if d, err = time.ParseDuration(st.arg); err == nil {
 				time.Sleep(d)
 			}
+		case "drip":
+			d, _ := time.ParseDuration(st.arg)
+			for err == nil {
+				time.Sleep(d)
+				_, err = conn.Write([]byte("x"))
+			}
+			return
 		case "endless":
 			for err == nil {
 				_, err = conn.Write([]byte(strings.ReplaceAll(st.arg, `\n`, "\r\n")))
