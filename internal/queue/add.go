@@ -38,7 +38,7 @@ type group struct {
 	site   string
 	from   address.Address // the sender as the next hop sees it
 	target string
-	held   bool
+	held   bool // kept apart when a message is put into the schedule
 	via    mail.Transport
 }
 
@@ -91,7 +91,7 @@ func (q *Queue) routeOf(ctx context.Context, r *mail.Recipient, env *mail.Envelo
 func (q *Queue) groupOf(ctx context.Context, e *Entry, i int, now time.Time) (group, mail.Route, error) {
 	r := &e.Env.Rcpts[i]
 	route, err := q.routeOf(ctx, r, &e.Env)
-	g := group{target: route.Target, held: e.Status[i].Held, via: route.Transport, from: q.sender(&e.Env, r, &route, now)}
+	g := group{target: route.Target, via: route.Transport, from: q.sender(&e.Env, r, &route, now)}
 	g.dest, g.site = destination(&route)
 	if route.Transport == mail.Command {
 		g.target = r.Command
@@ -124,6 +124,7 @@ func (q *Queue) plan(ctx context.Context, e *Entry, now time.Time) plan {
 			return plan{}
 		}
 		g, route, err := q.groupOf(ctx, e, 0, now)
+		g.held = e.Status[0].Held
 		return plan{groups: []group{g}, rcpts: [][]int{{0}}, first: route, routed: err == nil}
 	}
 	var p plan
@@ -133,6 +134,7 @@ func (q *Queue) plan(ctx context.Context, e *Entry, now time.Time) plan {
 			continue
 		}
 		g, _, _ := q.groupOf(ctx, e, i, now)
+		g.held = e.Status[i].Held
 		n, ok := open[g]
 		if !ok || len(p.rcpts[n]) >= q.batch(g.via) {
 			n = len(p.groups)
@@ -191,7 +193,7 @@ func (q *Queue) schedule(e *Entry, p plan, now time.Time) (m uint32) {
 // addUnit puts one unit into the schedule. q.mu is held.
 func (q *Queue) addUnit(m uint32, e *Entry, g group, rcpts []int, solo bool, now time.Time) {
 	d, ask := q.sched.Intern(g.dest, g.site, g.via, now)
-	u := sched.Unit{Dest: d, Group: m, Solo: solo, Held: g.held}
+	u := sched.Unit{Dest: d, Group: m, Solo: solo, Held: q.index.rcpt(m, rcpts[0]).held}
 	for n, i := range rcpts {
 		st := &e.Status[i]
 		if t := due(&e.Env.Rcpts[i], st); n == 0 || t.Before(u.Due) {

@@ -12,7 +12,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/queue/sched"
 )
 
-// record is what memory holds of each message: 48 bytes without pointers, so that the garbage collector need not look at a million of them.
+// record is what memory holds of each message: 52 bytes without pointers, so that the garbage collector need not look at a million of them.
 type record struct {
 	id      idKey
 	arrived uint32 // seconds since 1970
@@ -24,9 +24,10 @@ type record struct {
 	flags   flags
 }
 
-// ref is what memory holds of each recipient: 12 bytes.
+// ref is what memory holds of each recipient: 16 bytes.
 type ref struct {
 	hash      uint32 // of the mailbox; of a pipe, of the address that had it as alias
+	dom       uint32 // hash of its domain
 	unit      sched.Key
 	status    Status
 	transport mail.Transport
@@ -182,7 +183,8 @@ func (x *index) insert(e *Entry, delay bool) uint32 {
 	}
 	x.each(m, func(i int, r *ref) {
 		st := &e.Status[i]
-		*r = ref{hash: x.hashAddr(mailbox(&e.Env.Rcpts[i])), status: st.Status, reason: st.Reason, held: st.Held && st.Status == Pending}
+		to := mailbox(&e.Env.Rcpts[i])
+		*r = ref{hash: x.hashAddr(to), dom: x.hash(to.Domain), status: st.Status, reason: st.Reason, held: st.Held && st.Status == Pending}
 		x.rcpts[r.transport][r.status%3]++
 	})
 	x.states[waiting]++

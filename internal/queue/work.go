@@ -250,7 +250,6 @@ func (a *attempt) chooseRoute() error {
 		if err != nil {
 			return err
 		}
-		g.held = false
 		if chosen == nil && g.dest == here {
 			chosen, a.route = &g, route
 		}

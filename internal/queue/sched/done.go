@@ -108,3 +108,11 @@ func (st *site) learn(conf Config, v Verdict, started, now time.Time, jitter flo
 		}
 	}
 }
+
+// Probe lets the site of the unit be tried at once if it is left alone: somebody believes that it is back.
+func (s *Schedule) Probe(k Key, now time.Time) {
+	if st := s.siteOf(s.dests.at(s.unit(k).dest)); st.open {
+		st.probeAt = now
+		s.enqueue(st, now)
+	}
+}

@@ -101,15 +101,15 @@ func appendParams(b []byte, ps smtp.Params) []byte {
 	b = binary.AppendUvarint(b, uint64(len(ps)))
 	for _, p := range ps {
 		b = appendString(b, p.Keyword)
-		b = append(b, flag(p.HasValue, 1))
+		b = append(b, bit(p.HasValue, 1))
 		b = appendString(b, p.Value)
 	}
 	return b
 }
 
-func flag(on bool, bit byte) byte {
+func bit(on bool, b byte) byte {
 	if on {
-		return bit
+		return b
 	}
 	return 0
 }
@@ -122,7 +122,7 @@ func appendEnvelope(b []byte, e *mail.Envelope) []byte {
 	b = append(b, e.Trace[:]...)
 	b = appendString(b, e.Client)
 	b = appendString(b, e.Auth)
-	b = append(b, byte(e.Source), byte(e.Body), flag(e.UTF8, 1))
+	b = append(b, byte(e.Source), byte(e.Body), bit(e.UTF8, 1))
 	b = appendString(b, e.MessageID)
 	for i := range e.Rcpts {
 		b = appendRcpt(b, &e.Rcpts[i])
@@ -140,8 +140,8 @@ const (
 )
 
 func appendRcpt(b []byte, r *mail.Recipient) []byte {
-	f := flag(r.Orig == r.To, rcptSameOrig) | flag(r.Command != "", rcptCommand) | flag(len(r.Via) > 0, rcptVia) |
-		flag(len(r.Params) > 0, rcptParams) | flag(!r.NotBefore.IsZero() || !r.GiveUp.IsZero(), rcptTimes)
+	f := bit(r.Orig == r.To, rcptSameOrig) | bit(r.Command != "", rcptCommand) | bit(len(r.Via) > 0, rcptVia) |
+		bit(len(r.Params) > 0, rcptParams) | bit(!r.NotBefore.IsZero() || !r.GiveUp.IsZero(), rcptTimes)
 	b = append(b, byte(r.Kind), f)
 	b = appendAddress(b, r.To)
 	if f&rcptSameOrig == 0 {
@@ -189,7 +189,7 @@ const (
 )
 
 func appendState(b []byte, s *queue.RcptStatus) []byte {
-	f := flag(s.Relayed, stateRelayed) | flag(s.Held, stateHeld) | flag(s.Reply != (smtp.Reply{}), stateReply)
+	f := bit(s.Relayed, stateRelayed) | bit(s.Held, stateHeld) | bit(s.Reply != (smtp.Reply{}), stateReply)
 	b = append(b, byte(s.Status), f, byte(s.Notified), byte(s.Reason))
 	b = binary.AppendUvarint(b, uint64(max(s.Attempts, 0)))
 	b = appendTime(b, s.Next)

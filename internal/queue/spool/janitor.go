@@ -55,7 +55,7 @@ func (s *Store) care() {
 	half := s.w.asked
 	s.w.mu.Unlock()
 	if half {
-		if err := s.prepareNext(); err != nil {
+		if err := s.prepareNext(); err != nil && !errors.Is(err, queue.ErrFull) {
 			log.Errorf("queue: preparing a segment: %v", err)
 		}
 	}
