@@ -212,7 +212,7 @@ Log:          %[9]s; the mail log is below
 
 Send more, from another terminal:
   swaks --server %[7]s -tls --auth-user %[4]s --auth-password %[5]s --from %[4]s --to %[4]s
-  printf 'From: <%[4]s>\nSubject: hello\n\nfrom curl\n' | curl smtp://%[7]s --ssl-reqd --cacert %[10]s -u %[4]s:%[5]s --mail-from %[4]s --mail-rcpt %[4]s -T -
+  printf 'From: <%[4]s>\r\nSubject: hello\r\n\r\nfrom curl\r\n' | curl smtp://%[7]s --ssl-reqd --cacert %[10]s -u %[4]s:%[5]s --mail-from %[4]s --mail-rcpt %[4]s -T -
 
 `, rel(s.dir), rel(path), s.monitoring, s.user, s.password, s.smtp, s.submission, s.submissionTLS, rel(s.logFile()), rel(s.certFile()))
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -89,6 +91,41 @@ func TestRun(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestToldCommands runs the commands that are printed, as they are, while the server runs: what they send arrives.
+func TestToldCommands(t *testing.T) {
+	harness.Need(t, "swaks", "swaks libnet-ssleay-perl libio-socket-ssl-perl")
+	harness.Need(t, "curl", "curl")
+	s := newSite(t)
+	s.bin = harness.Binary(t)
+	var out output
+	if err := errors.Join(s.prepare(), s.portsFree()); err != nil {
+		t.Fatal(err)
+	}
+	srv, err := s.start(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer srv.stop()
+	if err := s.firstMessage(t.Context(), srv, &out); err != nil {
+		t.Fatal(err)
+	}
+	n := 1
+	for line := range strings.Lines(out.String()) {
+		line = strings.TrimSpace(line)
+		if !strings.HasPrefix(line, "swaks ") && !strings.HasPrefix(line, "printf ") {
+			continue
+		}
+		n++
+		if b, err := exec.CommandContext(t.Context(), "sh", "-c", line).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", line, err, b)
+		}
+	}
+	harness.WaitFor(t, startTime, "3 messages in the Maildir", func() bool {
+		files, _ := filepath.Glob(filepath.Join(s.maildir(), "new", "*"))
+		return len(files) == n && n == 3
+	})
 }
 
 // TestPortTaken: another program on a port is named before anything starts.
