@@ -19,6 +19,12 @@ func Classify(r smtp.Reply, err error, stage Stage) mail.Reason {
 	if r.IsZero() {
 		return classifyError(err, stage)
 	}
+	switch {
+	case stage == StageTLS:
+		return mail.ReasonTLS
+	case r.Enh[1] == 7 && r.Enh[2] >= 20 && r.Enh[2] <= 27: // RFC 7372: the sender's authentication, whatever the words
+		return mail.ReasonPolicy
+	}
 	text := strings.ToLower(r.Text)
 	for i := range phrases {
 		p := &phrases[i]

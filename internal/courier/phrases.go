@@ -93,6 +93,8 @@ var phrases = []phrase{
 	{"slow down", 4, mail.ReasonRateLimit},
 	{"server busy", 4, mail.ReasonRateLimit},
 
+	{"access denied. as(", 0, mail.ReasonMailbox}, // Exchange Online, of recipients it does not know
+
 	// The sender: its reputation, its name, its authentication. Before the recipient, as "rejected" and "unknown" are in both.
 	{"spf", 0, mail.ReasonPolicy},
 	{"dkim", 0, mail.ReasonPolicy},
