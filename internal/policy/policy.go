@@ -61,6 +61,7 @@ type Results struct {
 	SPFDomain string   // the identity that was checked
 	DKIM      []string // "pass", …: one per signature, in order
 	DKIMPass  []string // domains with a valid signature
+	Pending   []string // domains for which SPF or a signature could not be checked for now
 	DMARC     string
 	AuthRes   []string // method results, each a "method=result …" for Authentication-Results, in order
 }
@@ -88,4 +89,9 @@ type RcptCheck interface {
 type BodyCheck interface {
 	Name() string
 	Body(ctx context.Context, t *Transaction, c Content) Verdict
+}
+
+// Learner is a check that learns from messages that were accepted. Accepted is called once the message is durable and the client was told so.
+type Learner interface {
+	Accepted(ctx context.Context, t *Transaction)
 }
