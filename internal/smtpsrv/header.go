@@ -16,6 +16,7 @@ const (
 	maxHeaderBytes = 1 << 20
 	maxHeaderLines = 20_000
 	maxHeaderPart  = 2 << 10  // of a line that is looked at before it is passed on
+	maxFieldName   = 998      // with its colon: a line may not be longer (RFC 5322 section 2.1.1)
 	maxHeldField   = 16 << 10 // of an Authentication-Results field
 	maxMessageID   = 256      // in the envelope
 )
@@ -129,7 +130,7 @@ func (h *headerFilter) startLine(line []byte) {
 	name, ok := fieldName(line)
 	if !ok {
 		if h.bytes <= len(line) {
-			h.noHeader, h.done = true, true
+			h.noHeader, h.done, h.eightBit = true, true, false
 		}
 		return
 	}
@@ -138,7 +139,7 @@ func (h *headerFilter) startLine(line []byte) {
 
 // fieldName returns the name of the field that a line begins (RFC 5322 section 2.2, and section 4.5 for blanks before the colon).
 func fieldName(line []byte) ([]byte, bool) {
-	i := bytes.IndexByte(line, ':')
+	i := bytes.IndexByte(line[:min(len(line), maxFieldName)], ':')
 	if i <= 0 {
 		return nil, false
 	}

@@ -62,6 +62,8 @@ func TestHeaderFilterPieces(t *testing.T) {
 		"Authentication-Results: (" + strings.Repeat("c", 2*maxHeldField) + ") mx.example.test\r\nTo: y\r\n\r\n",
 		"Authentication-Results: fine " + strings.Repeat("z", 2*maxHeldField) + "\r\nTo: y\r\n\r\n",
 		"Subject: \xc3\xb1\r\n\r\n",
+		strings.Repeat("n", 2*maxHeaderPart) + ": a name too long\r\n",
+		"no header " + strings.Repeat("\xff", 2*maxHeaderPart) + "\r\n",
 		": x\r\n\r\n", "a:\r\n:\r\n\r\n",
 	} {
 		checkFilter(t, []byte(in))

@@ -213,9 +213,10 @@ func FuzzSession(f *testing.F) {
 		}
 		f.Add(in, uint8(len(in)))
 	}
+	ts := newTestServer(f, func(c *Config) { c.MaxSize = 2000; c.MaxRecipients = 5; c.Auth, c.MailChecks = nil, nil })
+	defer ts.close()
 	f.Fuzz(func(t *testing.T, in []byte, cut uint8) {
-		ts := newTestServer(t, func(c *Config) { c.MaxSize = 2000; c.MaxRecipients = 5; c.Auth, c.MailChecks = nil, nil })
-		defer ts.close()
+		ts.intake.messages = nil
 		var pieces [][]byte
 		for rest := bytes.Clone(in); len(rest) > 0; {
 			n := min(len(rest), 1+int(cut))
@@ -243,6 +244,9 @@ func FuzzSession(f *testing.F) {
 		}
 		if v := ts.srv.m.panics.Value(); v != 0 {
 			t.Fatal("a session panicked")
+		}
+		if ts.intake.open != 0 {
+			t.Fatal("a draft was neither committed nor discarded")
 		}
 		for _, m := range ts.intake.all() {
 			if m.Size() > 2000+200 {
