@@ -506,3 +506,48 @@ func checkTarget(t *testing.T, s string, ta target) {
 		t.Fatalf("%q: %+v is read back as %+v, %v", s, ta, again, err)
 	}
 }
+
+func TestOwns(t *testing.T) { // R-9
+	w := &world{
+		users: []string{"user@d.test", "bob@d.test", "boss@d.test"},
+		files: map[string]string{
+			"d.test": "sales: user, bob\nsales2: sales\nuser+fax: | fax\nbob: bob@far.test\npipe: | prog\nloop: loop", "e.test": "*: *@d.test",
+		},
+		cfg: Config{SuffixSeparators: "+", DropCharacters: "."},
+	}
+	r := w.resolver(t)
+	for _, c := range []struct {
+		user, from string
+		want       string
+	}{
+		{"user@d.test", "user@d.test", "true"},
+		{"user@d.test", "USER@d.test", "true"},
+		{"us.er@d.test", "u.ser@d.test", "true"},
+		{"user@d.test", "user+tag@d.test", "true"},
+		{"user@d.test", "user+fax@d.test", "false"}, // that goes elsewhere
+		{"user@d.test", "sales2@d.test", "true"},
+		{"user@d.test", "user@e.test", "true"},
+		{"user@d.test", "bob@e.test", "false"},
+		{"user@d.test", "boss@d.test", "false"},
+		{"user@d.test", "pipe@d.test", "false"},
+		{"user@d.test", "user@far.test", "false"},
+		{"user@d.test", "nobody@d.test", "false"},
+		{"bob@d.test", "bob@d.test", "true"}, // his name, although his mail goes elsewhere
+		{"bob@d.test", "bob@far.test", "false"},
+		{"user", "user@d.test", "true"}, // a user of Dovecot without domain
+		{"user", "user@far.test", "false"},
+		{"user", "boss@d.test", "false"},
+		{"x@far.test", "x@far.test", "true"},
+		{"user@d.test", `"a b"@d.test`, "false"},
+		{"user@d.test", "loop@d.test", "recursion limit exceeded: loop@d.test -> loop@d.test"},
+	} {
+		ok, err := r.Owns(t.Context(), address.MustParse(c.user), address.MustParse(c.from))
+		got := fmt.Sprint(ok)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%s as %s: %s, want %s", c.user, c.from, got, c.want)
+		}
+	}
+}
