@@ -238,7 +238,11 @@ func (r *recovery) sortOut(scans []*scanned) ([]*scanned, error) {
 			if err := r.verifyTail(sc); err != nil {
 				return nil, err
 			}
-			sc.seg.filled = sc.end
+		}
+		if known {
+			if err := r.cutLeftovers(sc); err != nil {
+				return nil, err
+			}
 		}
 		if err := r.mend(sc, last); err != nil {
 			return nil, err
@@ -246,6 +250,16 @@ func (r *recovery) sortOut(scans []*scanned) ([]*scanned, error) {
 		keep = append(keep, sc)
 	}
 	return keep, nil
+}
+
+// cutLeftovers cuts a segment that has records behind its end.
+func (r *recovery) cutLeftovers(sc *scanned) error {
+	w := &window{f: sc.seg.f, buf: make([]byte, scanWindow), limit: sc.seg.size}
+	at, err := resync(w, sc.end-recordAlign, sc.seg.salt, 0)
+	if err != nil || at < 0 {
+		return err
+	}
+	return r.s.cut(sc.seg, sc.end)
 }
 
 // mend sets damaged regions aside. Damage in what was durable is reported; in what a crash interrupted it is to be expected, but
@@ -325,6 +339,9 @@ func (r *recovery) whole(g *segment, f found) (bool, error) {
 		checksum(tail[:c.prefixLen]) != c.prefixCRC || checksum(tail[c.prefixLen:][:c.inlineLen]) != c.inlineCRC {
 		return false, nil
 	}
+	if c.fileLen > 0 && r.bodies[st.serial] < c.fileLen {
+		return false, nil // removed when the commit failed
+	}
 	for _, ch := range c.chunks {
 		i := slices.IndexFunc(r.segs, func(g *segment) bool { return g.seq == ch.at.seg })
 		if i < 0 || ch.len > blockSize {
@@ -343,10 +360,13 @@ func (r *recovery) setAside(g *segment, b region, report bool) {
 	s := r.s
 	name := filepath.Join(s.path(corruptDir), fmt.Sprintf("%08x-%08x", g.seq, b.off))
 	err := r.copyOut(g, b, name)
-	if err == nil && b.end-b.off >= recordHead {
+	// Without a copy, what is reported stays as it is for the next start to try again. What is not would be taken for damage then.
+	if (err == nil || !report) && b.end-b.off >= recordHead {
 		head := make([]byte, recordHead)
 		sealRecord(head, header{typ: recSkip, tailLen: uint32(b.end - b.off - recordHead)}, g.salt)
-		_, err = g.f.WriteAt(head, b.off)
+		if _, werr := g.f.WriteAt(head, b.off); werr != nil {
+			err = werr
+		}
 	}
 	if report {
 		r.report(b.id, fmt.Errorf("%w: segment %08x from %d to %d; set aside as %s", queue.ErrCorrupt, g.seq, b.off, b.end, name), err)
@@ -469,7 +489,9 @@ func (r *recovery) begin() error {
 	}
 	s.dropDead() // into spares
 	if last != nil && !last.gone.Load() {
-		s.cut(last)
+		if err := s.cut(last, last.end); err != nil {
+			return err
+		}
 	}
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
@@ -507,15 +529,16 @@ func (r *recovery) removeLost() error {
 	return nil
 }
 
-// cut gives back the space behind the last record of a segment that is not written to any more.
-func (s *Store) cut(g *segment) {
-	size := (g.end + segmentPage - 1) &^ (segmentPage - 1)
-	if size > g.size/2 {
-		return
+// cut makes a segment that is not written to any more end where its records end: what is behind them is torn, or was written by a
+// failed operation, and must not be found when the link of the next segment is gone.
+func (s *Store) cut(g *segment, end int64) error {
+	if g.size <= end {
+		return nil
 	}
-	if err := g.f.Truncate(size); err != nil {
-		log.Errorf("queue: truncating %s: %v", g.name, err)
-		return
+	if err := g.f.Truncate(end); err != nil {
+		return s.m.done(diskWrite, time.Now(), err)
 	}
-	g.size = size
+	g.size, g.filled = end, end
+	start := time.Now()
+	return s.m.done(diskFsync, start, g.f.Sync())
 }

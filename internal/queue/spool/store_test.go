@@ -9,7 +9,10 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/vfs"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files")
+var (
+	update   = flag.Bool("update", false, "rewrite the golden files")
+	thorough = flag.Bool("thorough", false, "let every operation crash and fail, not a sample")
+)
 
 // TestStore is the acceptance suite.
 func TestStore(t *testing.T) {
@@ -21,6 +24,7 @@ func TestStore(t *testing.T) {
 		},
 		Durable:      true,
 		Care:         func(s queue.Store) { s.(*Store).care() },
+		Thorough:     *thorough,
 		Large:        5*blockSize + 1234,
 		Golden:       "testdata/oplog.txt",
 		UpdateGolden: *update,

@@ -23,6 +23,7 @@ type writer struct {
 	synced int64    // durable up to here
 	number uint32   // of the last write, also of a failed one: what a failed write left behind has a lower number than what follows
 	failed bool     // the last write failed, and not for want of space: use another segment
+	dirty  bool     // the last write failed: there may be records behind the tail that are not to be
 	asked  bool     // the janitor was told that the segment is half full
 
 	flushes int64 // of the segment
@@ -83,9 +84,10 @@ func (s *Store) write(bufs [][]byte, end int64) error {
 		err = fmt.Errorf("short write of %d bytes", n)
 	}
 	if s.m.done(diskWrite, start, err) != nil {
-		w.failed = !noSpace(err)
+		w.failed, w.dirty = !noSpace(err), true
 		return s.writeErr(err)
 	}
+	w.dirty = false
 	s.hurt.Store(0)
 	w.tail = end
 	if !w.asked && w.tail > w.seg.size/2 {
@@ -200,11 +202,14 @@ func (s *Store) rotate() error {
 	s.x.mu.Lock()
 	if w.seg != nil {
 		w.seg.sealed, w.seg.end = true, w.tail
+		if w.dirty {
+			next.follow(w.seg.seq) // only the link in next says where w.seg ends
+		}
 	}
 	s.x.segs[next.seq] = next
 	s.x.mu.Unlock()
 	w.bulk = w.flushes > 0 && end/w.flushes > bulkFlush
-	w.seg, w.tail, w.synced, w.failed, w.asked, w.flushes = next, segmentPage+int64(n), segmentPage, false, false, 0
+	w.seg, w.tail, w.synced, w.failed, w.dirty, w.asked, w.flushes = next, segmentPage+int64(n), segmentPage, false, false, false, 0
 	s.wakeJanitor()
 	return nil
 }

@@ -38,6 +38,9 @@ type Subject struct {
 	// Large is a body size that the store treats in its most laborious way.
 	Large int
 
+	// Thorough tries every operation of the longer histories, not a sample. It takes a minute or two.
+	Thorough bool
+
 	// Golden is a file with the operations that commits and updates are expected to perform; empty: not tested. UpdateGolden
 	// rewrites it.
 	Golden       string
@@ -133,11 +136,14 @@ func readBody(st queue.Store, id mail.ID) (string, error) {
 // text returns n bytes that differ from those of other seeds.
 func text(seed, n int) string {
 	rng := rand.New(rand.NewPCG(uint64(seed), uint64(n)))
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = "abcdefghijklmnopqrstuvwxyz \r\n\x00\xff"[rng.IntN(31)]
+	var b strings.Builder
+	b.Grow(n + 12)
+	for b.Len() < n {
+		for x := rng.Uint64(); x >= 1<<4; x >>= 5 {
+			b.WriteByte("abcdefghijklmnopqrstuvwxyz  \r\n\x00\xff"[x&31])
+		}
 	}
-	return string(b)
+	return b.String()[:n]
 }
 
 func ids(t *testing.T, st queue.Store) (all []mail.ID) {
