@@ -405,10 +405,12 @@ func isBase64(s string) bool {
 	}) < 0
 }
 
+var noSignature = []string{"dkim=none"}
+
 // AuthRes returns the results as lines for Authentication-Results, without indentation, in the form existing installations know.
 func (v Verification) AuthRes() []string {
 	if v.Found == 0 {
-		return []string{"dkim=none"}
+		return noSignature
 	}
 	lines := make([]string, 0, len(v.Results))
 	for _, r := range v.Results {

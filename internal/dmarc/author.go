@@ -96,6 +96,11 @@ func fieldDomains(f message.Field) ([]string, error) {
 	if f.Name() == "" {
 		return looseDomains(f.Value()), ErrMalformed
 	}
+	if d, ok := message.SimpleDomain(f.Body()); ok {
+		if d, ok := normalize(string(d)); ok {
+			return []string{d}, nil
+		}
+	}
 	boxes, err := message.ParseMailboxes(f.Value())
 	if err != nil {
 		return looseDomains(f.Value()), ErrMalformed

@@ -70,8 +70,6 @@ type Result struct {
 func (c *Checker) Check(ctx context.Context, in Input) Result {
 	ctx, span := trace.Start(ctx, trace.CheckDMARC, "evaluate")
 	defer span.Finish()
-	ctx, cancel := context.WithTimeout(ctx, dnsBudget)
-	defer cancel()
 	r := c.check(ctx, in)
 	if n := c.results[r.Value]; n != nil {
 		n.Inc()
@@ -128,7 +126,8 @@ func severity(r Result) int {
 // evaluate is the evaluation for one author domain (RFC 9989 section 5.3).
 func (c *Checker) evaluate(ctx context.Context, domain string, in Input) Result {
 	r := Result{Value: None, Domain: domain, Reason: "no policy published"}
-	w := &walker{ctx: ctx, resolver: c.resolver, seen: map[string]answer{}}
+	w := &walker{ctx: ctx, resolver: c.resolver}
+	defer w.stop()
 	rec, at, err := w.policy(domain)
 	if err != nil {
 		r.Value, r.Reason = TempError, "policy unavailable"
@@ -162,20 +161,37 @@ func (c *Checker) evaluate(ctx context.Context, domain string, in Input) Result 
 type walker struct {
 	ctx      context.Context
 	resolver dns.Resolver
-	seen     map[string]answer
+	seen     []answer
+	buf      [2]answer
+	cancel   context.CancelFunc // set once the time of more than one look-up is bounded
 }
 
 type answer struct {
-	rec *Record // nil: there is none
-	err error   // temporary
+	domain string
+	rec    Record
+	found  bool
+	err    error // temporary
+}
+
+func (w *walker) stop() {
+	if w.cancel != nil {
+		w.cancel()
+	}
 }
 
 // record returns the policy record at a domain. Of several records none counts (RFC 9989 section 4.10).
 func (w *walker) record(domain string) (*Record, error) {
-	if a, ok := w.seen[domain]; ok {
-		return a.rec, a.err
+	for i := range w.seen {
+		if a := &w.seen[i]; a.domain == domain {
+			return a.result()
+		}
 	}
-	var a answer
+	if w.seen == nil {
+		w.seen = w.buf[:0] // one look-up, bounded by the resolver, is nearly always enough
+	} else if w.cancel == nil {
+		w.ctx, w.cancel = context.WithTimeout(w.ctx, dnsBudget)
+	}
+	a := answer{domain: domain}
 	txt, _, err := w.resolver.TXT(w.ctx, dns.ForDMARC, "_dmarc."+domain)
 	if err != nil && !errors.Is(err, dns.ErrNotFound) {
 		a.err = err
@@ -183,15 +199,21 @@ func (w *walker) record(domain string) (*Record, error) {
 	n := 0
 	for _, t := range txt {
 		if r, ok := ParseRecord(t); ok {
-			a.rec = &r
+			a.rec = r
 			n++
 		}
 	}
-	if n > 1 {
-		a.rec = nil
+	a.found = n == 1
+	w.seen = append(w.seen, a)
+	return a.result()
+}
+
+func (a *answer) result() (*Record, error) {
+	if !a.found {
+		return nil, a.err
 	}
-	w.seen[domain] = a
-	return a.rec, a.err
+	rec := a.rec
+	return &rec, a.err
 }
 
 // policy finds the record that applies to an author domain (RFC 9989 section 4.10.1) and the domain it stands at.

@@ -47,42 +47,73 @@ func ParseRecord(txt string) (r Record, ok bool) {
 	if len(txt) > maxRecord || !isRecord(txt) {
 		return Record{}, false
 	}
-	seen := map[string]string{}
+	var t tagSet
 	for part := range strings.SplitSeq(txt, ";") {
-		name, value, ok := strings.Cut(part, "=")
-		name = strings.ToLower(strings.Trim(name, " \t"))
-		if _, dup := seen[name]; ok && !dup && len(seen) < 32 {
-			seen[name] = strings.Trim(value, " \t")
+		if name, value, ok := strings.Cut(part, "="); ok {
+			t.set(strings.Trim(name, " \t"), strings.Trim(value, " \t"))
 		}
 	}
-	tag := func(name string) string { return strings.ToLower(seen[name]) }
-	r.StrictDKIM, r.StrictSPF, r.Test = tag("adkim") == "s", tag("aspf") == "s", tag("t") == "y"
-	if psd := tag("psd"); psd == "y" || psd == "n" {
-		r.PSD = psd[0]
+	r.StrictDKIM, r.StrictSPF, r.Test = t.is(tagADKIM, "s"), t.is(tagASPF, "s"), t.is(tagT, "y")
+	switch {
+	case t.is(tagPSD, "y"):
+		r.PSD = 'y'
+	case t.is(tagPSD, "n"):
+		r.PSD = 'n'
 	}
-	valid := true
-	policy := func(name string, def Policy) Policy {
-		if _, ok := seen[name]; !ok && name != "p" {
-			return def
-		}
-		switch p := Policy(tag(name)); p {
-		case PolicyNone, PolicyQuarantine, PolicyReject:
-			return p
-		}
-		valid = false
-		return PolicyNone
-	}
-	r.Policy = policy("p", PolicyNone)
-	r.Subdomains = policy("sp", r.Policy)
-	r.Absent = policy("np", "")
-	if !valid {
+	var okP, okSP, okNP bool
+	r.Policy, okP = t.policy(tagP, "invalid")
+	r.Subdomains, okSP = t.policy(tagSP, r.Policy)
+	r.Absent, okNP = t.policy(tagNP, "")
+	if r.Usable = okP && okSP && okNP && t.has[tagP]; !r.Usable {
 		// RFC 9989 section 4.10.1: without a valid policy the record only counts, as "none", if it wants reports.
 		r.Policy, r.Subdomains, r.Absent = PolicyNone, PolicyNone, ""
-		r.Usable = hasReportURI(seen["rua"])
-		return r, true
+		r.Usable = hasReportURI(t.value[tagRUA])
 	}
-	r.Usable = true
 	return r, true
+}
+
+// The tags that matter here.
+const (
+	tagP = iota
+	tagSP
+	tagNP
+	tagADKIM
+	tagASPF
+	tagT
+	tagPSD
+	tagRUA
+	numTags
+)
+
+var tagNames = [numTags]string{"p", "sp", "np", "adkim", "aspf", "t", "psd", "rua"}
+
+// tagSet is the tags of a record; of one that stands twice the first counts.
+type tagSet struct {
+	value [numTags]string
+	has   [numTags]bool
+}
+
+func (t *tagSet) set(name, value string) {
+	for i, n := range tagNames {
+		if !t.has[i] && strings.EqualFold(name, n) {
+			t.value[i], t.has[i] = value, true
+		}
+	}
+}
+
+func (t *tagSet) is(tag int, value string) bool { return strings.EqualFold(t.value[tag], value) }
+
+// policy returns the policy of a tag, def without the tag; ok is false if it is none.
+func (t *tagSet) policy(tag int, def Policy) (p Policy, ok bool) {
+	if !t.has[tag] {
+		return def, true
+	}
+	for _, p := range [...]Policy{PolicyNone, PolicyQuarantine, PolicyReject} {
+		if t.is(tag, string(p)) {
+			return p, true
+		}
+	}
+	return PolicyNone, false
 }
 
 // hasReportURI reports a list with a URI that could be reported to.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"strings"
+	"sync"
 )
 
 // Limits of a header block. Real ones are a few KiB; the limits are those of memory and time, not of taste.
@@ -93,7 +94,9 @@ type Header struct {
 // Read reads the header block, and perhaps some of what follows, from r. A message without empty line is all header. Lines end
 // in CRLF or LF. The only errors are ErrTooBig and those of r.
 func Read(r io.Reader) (*Header, error) {
-	buf := make([]byte, 0, 4096)
+	first := readBuffers.Get().(*[readSize]byte)
+	defer readBuffers.Put(first)
+	buf := first[:0]
 	for pos := 0; ; {
 		n, err := r.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
@@ -105,7 +108,7 @@ func Read(r io.Reader) (*Header, error) {
 		case end > MaxHeader || end < 0 && len(buf) > MaxHeader:
 			return nil, ErrTooBig
 		case end >= 0:
-			return split(buf[:end:end])
+			return split(bytes.Clone(buf[:end]))
 		case err != nil:
 			return nil, fmt.Errorf("reading the header: %w", err)
 		}
@@ -114,6 +117,11 @@ func Read(r io.Reader) (*Header, error) {
 		}
 	}
 }
+
+// readSize is how much is read at first: most headers are smaller.
+const readSize = 8 << 10
+
+var readBuffers = sync.Pool{New: func() any { return new([readSize]byte) }}
 
 // Parse is Read for a message in memory.
 func Parse(b []byte) (*Header, error) { return Read(bytes.NewReader(b)) }
@@ -135,7 +143,7 @@ func endOfHeader(b []byte, pos int) (end, next int) {
 
 // split finds the fields of a whole header block.
 func split(b []byte) (*Header, error) {
-	h := &Header{raw: b, fields: make([]Field, 0, 32)}
+	h := &Header{raw: b, fields: make([]Field, 0, min(bytes.Count(b, []byte{'\n'})+1, MaxFields))}
 	start, line := 0, int32(0) // of the field that is open
 	flush := func(end int) {
 		if start < end {

@@ -287,6 +287,11 @@ func TestParseMailboxes(t *testing.T) {
 			t.Errorf("%q: got %q (%v), want %q", c.in, got, err, c.want)
 		}
 	}
+	for _, s := range []string{"a@b.example", " Joe Q. Public <joe@b.example>\r\n", "\"J, Q\" <j@b.example>", "<j@b.example> ", "=?utf-8?q?x?= <j@b.example>", "\"x@y\"\r\n <a@b.example>"} {
+		if d, ok := SimpleDomain([]byte(s)); !ok || string(d) != "b.example" {
+			t.Errorf("simple %q: %q, %t", s, d, ok)
+		}
+	}
 	if l, _ := ParseMailboxes(`Joe "Q. (x)" Public <a@b>`); len(l) != 1 || l[0].Name != "Joe Q. (x) Public" {
 		t.Errorf("display name: %+v", l)
 	}
@@ -334,8 +339,12 @@ func FuzzMailboxes(f *testing.F) {
 	for _, s := range []string{"a@b", "G: a <b@c>, d@e;", "(c)\"q\\\"\"@[x] , <@r:a@b>"} {
 		f.Add(s)
 	}
+	f.Add("\"a b\" c. <x.y@z>")
 	f.Fuzz(func(t *testing.T, s string) {
 		l, err := ParseMailboxes(s)
+		if d, ok := SimpleDomain([]byte(s)); ok && (err != nil || len(l) != 1 || l[0].Domain != string(d)) {
+			t.Fatalf("%q: simple domain %q, in full %+v, %v", s, d, l, err)
+		}
 		for _, m := range l {
 			if err == nil && (m.Domain == "" || strings.ContainsAny(m.Domain, "\x00\r\n@<> \t\"")) {
 				t.Fatalf("%q: %+v", s, m)

@@ -28,6 +28,9 @@ func (c *SPF) Mail(ctx context.Context, t *Transaction) Verdict {
 		t.Results.Pending = append(t.Results.Pending, r.Domain)
 	}
 	text := spfText(r)
+	if t.Results.AuthRes == nil {
+		t.Results.AuthRes = make([]string, 0, 4)
+	}
 	t.Results.AuthRes = append(t.Results.AuthRes, "spf="+text)
 	v := Verdict{Note: "spf=" + r.Value, Header: []byte("Received-SPF: " + text + "\r\n")}
 	if r.Value == spf.Fail { // RFC 7208 section 8.4; the code is that of RFC 7372 section 3.2
