@@ -44,6 +44,7 @@ type Recorder struct {
 
 	watchMu sync.Mutex // held to change watches
 	watches atomic.Pointer[[]*Watch]
+	debug   atomic.Pointer[func(string)] // see LogDebug
 
 	buffers sync.Pool // *buffer
 	scratch sync.Pool // *[]byte

@@ -238,8 +238,13 @@ func (s *Span) event(k Kind, level log.Level, depth int, text []byte) {
 	}
 	s.mu.Unlock()
 	s.watchEvent(k, text)
-	if s.rec.cfg.Log && log.V(level) {
+	if !s.rec.cfg.Log {
+		return
+	}
+	if log.V(level) {
 		s.log(k, level, depth+1, text)
+	} else if f := s.rec.debug.Load(); f != nil {
+		(*f)(s.logAs.String() + " " + s.logged + ": " + escape(string(text[:min(len(text), maxText)])))
 	}
 }
 

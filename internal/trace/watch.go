@@ -165,3 +165,13 @@ func (s *Span) watchFinish(failed bool) (followed bool) {
 	}
 	return followed
 }
+
+// LogDebug hands f the lines that the process log leaves out because they are of level debug, until it is called again. A nil f ends it.
+// Config.Log must be set. f is called by many goroutines, within what they trace.
+func (r *Recorder) LogDebug(f func(line string)) {
+	if f == nil {
+		r.debug.Store(nil)
+		return
+	}
+	r.debug.Store(&f)
+}

@@ -145,3 +145,18 @@ func TestWatchRace(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestLogDebug checks that lines of level debug can be had for a while, without those that are logged anyway.
+func TestLogDebug(t *testing.T) {
+	r := New(Config{Log: true})
+	var lines []string
+	r.LogDebug(func(l string) { lines = append(lines, l) })
+	_, s := Start(WithRecorder(t.Context(), r), SMTPConn, "192.0.2.1:25")
+	s.Debugf("said %q", "a\n")
+	r.LogDebug(nil)
+	s.Debugf("unheard")
+	s.Finish()
+	if len(lines) != 1 || !strings.Contains(lines[0], "192.0.2.1:25: said") || strings.Contains(lines[0], "\n") {
+		t.Errorf("lines %q", lines)
+	}
+}
