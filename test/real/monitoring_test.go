@@ -29,7 +29,14 @@ func TestPrometheus(t *testing.T) {
 	}
 	addr := "127.0.0.1:" + harness.FreePort(t, "127.0.0.1")
 	background(t, prometheus, "--config.file="+dir+"/prometheus.yml", "--storage.tsdb.path="+dir+"/data", "--web.listen-address="+addr, "--enable-feature=exemplar-storage")
-	waitListening(t, addr)
+	harness.WaitFor(t, 30*time.Second, "Prometheus ready", func() bool {
+		resp, err := http.Get("http://" + addr + "/-/ready")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
 	var targets struct {
 		Data struct {
 			ActiveTargets []struct{ Health, LastError string }

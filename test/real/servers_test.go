@@ -131,12 +131,11 @@ func startPostfix(t *testing.T, addr, relay string) string {
 	}
 	os.Chmod(mail, 0777)
 	main := fmt.Sprintf("compatibility_level = 3.6\nqueue_directory = %s\ndata_directory = %s\nmail_owner = postfix\nsetgid_group = postdrop\n"+
-		"myhostname = mx.remote.test\nmydestination =\ninet_interfaces = %s\ninet_protocols = ipv4\nmynetworks = 127.0.0.0/8\nvirtual_mailbox_domains = remote.test\n"+
+		"myhostname = mx.remote.test\nmydestination =\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nmynetworks = 127.0.0.0/8\nvirtual_mailbox_domains = remote.test\n"+
 		"virtual_mailbox_base = %s\nvirtual_mailbox_maps = static:all/\nvirtual_uid_maps = static:65534\nvirtual_gid_maps = static:65534\nmaillog_file = %s/maillog\n"+
 		"maillog_file_prefixes = %s\nalias_maps =\nalias_database =\nrelayhost = %s\nsmtputf8_enable = yes\nsmtpd_tls_security_level = none\n",
-		spool, data, host, mail, dir, dir, relay)
-	services := port
-	master := "[" + host + "]:" + services + " inet n - n - - smtpd\n" + `cleanup unix n - n - 0 cleanup
+		spool, data, mail, dir, dir, relay)
+	master := "[" + host + "]:" + port + " inet n - n - - smtpd\n" + `cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
 pickup unix n - n 60 1 pickup
 tlsmgr unix - - n 1000? 1 tlsmgr

@@ -1,0 +1,154 @@
+// Command chasquid is a mail server: one binary that receives, queues and delivers mail, and explains what it does.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/config"
+	"blitiri.com.ar/go/log"
+)
+
+// Set by the linker: the version, and the time of the source in unix seconds.
+var (
+	version      = ""
+	sourceDateTs = ""
+)
+
+// flags are the command line of the server.
+type flags struct {
+	configDir, overrides string
+	showVersion          bool
+
+	// For tests of this and existing installations.
+	maxReceived int
+	smtpPort    string
+	reloadEvery time.Duration
+}
+
+func parseFlags() *flags {
+	f := &flags{}
+	flag.StringVar(&f.configDir, "config_dir", "/etc/chasquid", "configuration directory")
+	flag.StringVar(&f.overrides, "config_overrides", "", "settings that override those of the file, in the same syntax")
+	flag.BoolVar(&f.showVersion, "version", false, "show the version and exit")
+	flag.IntVar(&f.maxReceived, "testing__max_received_headers", 0, "Received headers before a message is in a loop, for tests")
+	flag.StringVar(&f.smtpPort, "testing__outgoing_smtp_port", "25", "port of other servers, for tests")
+	flag.DurationVar(&f.reloadEvery, "testing__reload_every", 30*time.Second, "time between reloads, for tests")
+	flag.Parse()
+	return f
+}
+
+func main() {
+	f := parseFlags()
+	log.Init()
+	v, date := versionInfo()
+	if f.showVersion {
+		fmt.Printf("chasquid %s (source date: %s)\n", v, date)
+		return
+	}
+	log.Infof("chasquid starting (version %s)", v)
+	if err := run(f, build{v, date}); err != nil {
+		fatal(err)
+	}
+	log.Infof("chasquid stopped")
+}
+
+// build is what was built.
+type build struct {
+	version string
+	date    time.Time
+}
+
+// run serves until a signal or POST /exit asks it to stop, and returns when everything has stopped.
+func run(f *flags, b build) error {
+	// Sockets and flags are relative to where we were started, everything else to the configuration directory.
+	path := filepath.Join(f.configDir, config.FileName)
+	conf, err := config.Load(path, f.overrides)
+	if err != nil {
+		return fmt.Errorf("Error loading config: %w", err)
+	}
+	log.Infof("Configuration:")
+	for _, line := range conf.Lines() {
+		log.Infof("  %s", line)
+	}
+	for _, w := range conf.Warnings {
+		log.Infof("Warning: %s", w)
+	}
+	if err := os.Chdir(f.configDir); err != nil {
+		return fmt.Errorf("Error changing to the configuration directory: %w", err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	s, err := newServer(ctx, f, conf, b)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, stop)
+}
+
+// fatal logs every error that was joined into err, each with what to do about it, and exits.
+func fatal(err error) {
+	errs := flatten(err)
+	for _, e := range errs[:len(errs)-1] {
+		log.Errorf("%v%s", e, remedy(e))
+	}
+	log.Fatalf("%v%s", errs[len(errs)-1], remedy(errs[len(errs)-1]))
+}
+
+// flatten takes joined errors apart.
+func flatten(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var out []error
+	for _, e := range joined.Unwrap() {
+		out = append(out, flatten(e)...)
+	}
+	return out
+}
+
+func remedy(err error) string {
+	var r interface{ Remedy() string }
+	if errors.As(err, &r) && r.Remedy() != "" {
+		return " (" + r.Remedy() + ")"
+	}
+	return ""
+}
+
+// versionInfo is what the linker set, or what the build recorded.
+func versionInfo() (string, time.Time) {
+	v, date := version, time.Time{}
+	if sec, err := strconv.ParseInt(sourceDateTs, 10, 64); err == nil {
+		date = time.Unix(sec, 0)
+	}
+	info, _ := debug.ReadBuildInfo()
+	settings := map[string]string{}
+	if info != nil {
+		for _, s := range info.Settings {
+			settings[s.Key] = s.Value
+		}
+	}
+	if t, err := time.Parse(time.RFC3339, settings["vcs.time"]); err == nil && date.IsZero() {
+		date = t
+	}
+	if v == "" {
+		v = date.UTC().Format("20060102")
+		if rev := settings["vcs.revision"]; len(rev) >= 9 {
+			v += "-" + rev[:9]
+		}
+		if settings["vcs.modified"] == "true" {
+			v += "-dirty"
+		}
+	}
+	return v, date.UTC()
+}

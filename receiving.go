@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/url"
+	"path/filepath"
+
+	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/aliases"
+	"blitiri.com.ar/go/chasquid/internal/auth"
+	"blitiri.com.ar/go/chasquid/internal/auth/dovecot"
+	"blitiri.com.ar/go/chasquid/internal/control"
+	"blitiri.com.ar/go/chasquid/internal/dkim"
+	"blitiri.com.ar/go/chasquid/internal/listen"
+	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/reload"
+	"blitiri.com.ar/go/chasquid/internal/smtpsrv"
+	"blitiri.com.ar/go/chasquid/internal/trace"
+	"blitiri.com.ar/go/log"
+)
+
+// aliasHook and postDataHook are run when they exist, relative to the configuration directory.
+const (
+	aliasHook    = "hooks/alias-resolve"
+	postDataHook = "hooks/post-data"
+)
+
+// loadUsers makes what knows users and aliases, and the loop that reloads them.
+func (s *server) loadUsers(ctx context.Context) error {
+	var fallback auth.Backend
+	if s.conf.GetDovecotAuth() {
+		fallback = dovecot.New(dovecot.Config{UserDB: s.conf.GetDovecotUserdbPath(), Client: s.conf.GetDovecotClientPath()})
+	}
+	s.auth = auth.New(auth.Config{Fallback: fallback})
+	s.aliases = aliases.New(aliases.Config{SuffixSeparators: s.conf.GetSuffixSeparators(), DropCharacters: s.conf.GetDropCharacters(),
+		Local: s.domains.IsLocal, User: s.auth.Exists, First: s.auth.First, Primary: s.primaryDomain, Hook: aliasHook,
+		HookTimeout: s.conf.Time.AliasHook, Metrics: s.reg})
+	if err := errors.Join(s.loadDomainFiles(ctx)); err != nil {
+		return err
+	}
+	log.Infof("Loading domains:")
+	for _, d := range s.domains.Current().Domains {
+		if d.Dir != "" {
+			log.Infof("  %s (%d users, %d aliases, %d DKIM keys)", d.Name, s.auth.Count(d.Name), s.aliases.Count(d.Name), len(d.Keys))
+		}
+	}
+	s.reload = reload.New(reload.Config{Every: s.flags.reloadEvery, Metrics: s.reg, Steps: []reload.Step{
+		{Name: "domains", Do: func(ctx context.Context) ([]string, error) {
+			_, warnings, err := s.domains.Reload(ctx)
+			return warnings, err
+		}},
+		{Name: "users and aliases", Do: func(ctx context.Context) ([]string, error) { return nil, s.loadDomainFiles(ctx) }},
+	}})
+	return nil
+}
+
+// loadDomainFiles reads the users and aliases of the domains there are now.
+func (s *server) loadDomainFiles(ctx context.Context) error {
+	var users []auth.File
+	var lists []aliases.File
+	for _, d := range s.domains.Current().Domains {
+		if d.Dir == "" {
+			continue
+		}
+		users = append(users, auth.File{Domain: d.Name, Path: d.Users})
+		lists = append(lists, aliases.File{Domain: d.Name, Path: d.Aliases})
+	}
+	return errors.Join(s.auth.Load(ctx, users), s.aliases.Load(ctx, lists))
+}
+
+// primaryDomain is the domain of a bare "postmaster": that of our host name if it is local, else the first local one.
+func (s *server) primaryDomain() string {
+	name := s.conf.GetHostname()
+	if d, err := address.NormalizeDomain(name); err == nil && s.domains.IsLocal(d) {
+		return d
+	}
+	for _, d := range s.domains.Current().Domains {
+		if d.Dir != "" {
+			return d.Name
+		}
+	}
+	return ""
+}
+
+// makeReceiving makes the SMTP server and the set of its listeners.
+func (s *server) makeReceiving(ctx context.Context) error {
+	conf := s.conf
+	cfg := smtpsrv.Config{Hostname: conf.GetHostname(), MaxSize: conf.MaxDataSize, MaxRecipients: int(conf.GetMaxRecipients()),
+		MaxReceived: int(conf.GetMaxReceivedHeaders()), MaxConns: int(conf.GetMaxConnections()), MaxConnsPerIP: int(conf.GetMaxConnectionsPerIp()),
+		CommandTimeout: conf.Time.Command, DataTimeout: conf.Time.Data, SessionTimeout: conf.Time.Session,
+		OwnName: func(host string) bool {
+			return s.domains.Current().IsLocal(host) || s.domains.Current().HasCert(host, s.started)
+		},
+		Auth: s.auth, Intake: s.queue, Observer: s.observer, Metrics: s.reg}
+	if s.flags.maxReceived > 0 {
+		cfg.MaxReceived = s.flags.maxReceived
+	}
+	s.tlsForClients(&cfg)
+	if err := s.checks(&cfg); err != nil {
+		return err
+	}
+	s.smtp = smtpsrv.New(cfg)
+	var err error
+	if s.sockets, err = listen.FromEnvironment(); err != nil {
+		return err
+	}
+	s.listeners = listen.New(listen.Config{Sockets: s.sockets, Metrics: s.reg})
+	s.listeners.SetProxy(listen.Proxy{On: conf.GetHaproxyIncoming(), Trusted: conf.TrustedProxy})
+	return nil
+}
+
+// signNotice signs a notice of ours with the keys of the domain it comes from.
+func (s *server) signNotice(ctx context.Context, domain string, content io.Reader) ([]byte, error) {
+	seeker, ok := content.(io.ReadSeeker)
+	if !ok {
+		return nil, errors.New("the notice cannot be read twice")
+	}
+	return s.signer().SignMessage(ctx, domain, seeker)
+}
+
+// signer signs with the keys of the present domains.
+func (s *server) signer() *dkim.Signer {
+	return dkim.NewSigner(func(domain string) []dkim.Key {
+		d := s.domains.Current().Domain(domain)
+		if d == nil {
+			return nil
+		}
+		keys := make([]dkim.Key, len(d.Keys))
+		for i, k := range d.Keys {
+			keys[i] = dkim.Key{Domain: k.Domain, Selector: k.Selector, Signer: k.Signer}
+		}
+		return keys
+	}, s.reg)
+}
+
+// openControl makes the control socket with the methods of existing tools.
+func (s *server) openControl(context.Context) error {
+	var err error
+	s.control, err = control.Listen(control.Config{Path: filepath.Join(s.conf.GetDataDir(), control.SocketName), Metrics: s.reg,
+		Trace: func(ctx context.Context) context.Context { return trace.WithRecorder(ctx, s.rec) },
+		Methods: map[string]control.Method{
+			"AliasResolve":    s.rpcAliasResolve,
+			"DomaininfoClear": s.rpcDomaininfoClear,
+		}})
+	return err
+}
+
+// rpcAliasResolve lists the final recipients of an address, by kind.
+func (s *server) rpcAliasResolve(ctx context.Context, args url.Values) (url.Values, error) {
+	addr, err := address.ParsePath(args.Get("Address"))
+	if err != nil {
+		return nil, err
+	}
+	rcpts, err := s.aliases.Resolve(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	kinds := map[mail.Kind]string{mail.Email: "(email)", mail.Pipe: "(pipe)", mail.Forward: "(forward)"}
+	out := url.Values{}
+	for _, r := range rcpts {
+		target := r.To.String()
+		if r.Kind == mail.Pipe {
+			target = r.Command
+		}
+		out.Add(kinds[r.Kind], target)
+	}
+	return out, nil
+}

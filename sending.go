@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/config"
+	"blitiri.com.ar/go/chasquid/internal/courier"
+	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/monitoring"
+	"blitiri.com.ar/go/chasquid/internal/queue"
+	"blitiri.com.ar/go/chasquid/internal/queue/spool"
+	"blitiri.com.ar/go/chasquid/internal/srs"
+)
+
+// sending is everything on the way out.
+type sending struct {
+	router    atomic.Pointer[courier.Router]
+	smtp      *courier.SMTP
+	rewriter  *srs.Rewriter // nil: senders are not rewritten
+	passwords atomic.Pointer[map[string]string]
+}
+
+func (s *server) makeSending(ctx context.Context) error {
+	out := &sending{}
+	s.sending = out
+	router, err := courier.NewRouter(s.routes(s.conf))
+	if err != nil {
+		return err
+	}
+	out.router.Store(router)
+	out.setPasswords(s.conf)
+	panics := s.reg.CounterVec("chasquid_panics_total", "Panics recovered, by component: each is a bug worth reporting.",
+		[]string{"component"}, monitoring.PanicComponents).With("courier")
+	port, err := strconv.ParseUint(s.flags.smtpPort, 10, 16)
+	if err != nil {
+		return fmt.Errorf("-testing__outgoing_smtp_port: %w", err)
+	}
+	out.smtp = courier.NewSMTP(courier.Config{Hostname: s.conf.GetHostname(), Resolver: s.dns, Port: uint16(port), SourceAddrs: s.conf.OutgoingIPs,
+		Own: s.ownAddress, Sources: s.tlsSources(), HostSources: s.tlsHostSources(), Ledger: s.ledger(), Password: out.password,
+		Timeouts: courier.Timeouts{Connect: s.conf.Time.Dial}, Metrics: s.reg})
+	local := courier.LocalConfig{Hostname: s.conf.GetHostname(), MDA: s.conf.GetMailDeliveryAgentBin(), Args: s.conf.GetMailDeliveryAgentArgs(),
+		Env: os.Environ(), Timeout: s.conf.Time.LocalDelivery, SuffixSeparators: s.conf.GetSuffixSeparators(),
+		DropCharacters: s.conf.GetDropCharacters(), OnPanic: panics.Inc, Metrics: s.reg}
+	mux := &courier.Mux{Local: courier.NewLocal(local), SMTP: out.smtp, Pipe: courier.NewPipe(local), OnPanic: panics.Inc}
+	if s.conf.SRS {
+		secret, err := srsSecret(s.conf.SRSSecretFile)
+		if err != nil {
+			return err
+		}
+		out.rewriter = srs.New(secret)
+	}
+	s.store, err = spool.Open(spool.Config{Dir: filepath.Join(s.conf.GetDataDir(), "queue"), MinFree: int64(s.conf.GetMinFreeDiskMb()) << 20, Metrics: s.reg})
+	if err != nil {
+		return fmt.Errorf("Error initializing queue: %w", err)
+	}
+	s.queue = queue.New(s.queueConfig(mux, out))
+	return s.importItems(ctx)
+}
+
+func (s *server) queueConfig(mux *courier.Mux, out *sending) queue.Config {
+	bounceTo, err := address.ParsePath(s.conf.GetDoubleBounceTo())
+	if err != nil { // config has checked it
+		bounceTo = address.Address{}
+	}
+	delay := s.conf.DelayNotice
+	if delay == 0 {
+		delay = -1
+	}
+	return queue.Config{Store: s.store, Courier: mux, Expand: s.aliases.Expand,
+		Route: func(ctx context.Context, r mail.Recipient, env *mail.Envelope) (mail.Route, error) {
+			return out.router.Load().Route(ctx, r, env)
+		},
+		Sites: func(ctx context.Context, domain string) (string, error) {
+			return out.smtp.Site(ctx, mail.Route{Transport: mail.SMTP, Domain: domain}), nil
+		},
+		LocalDomain: s.domains.IsLocal, Sign: s.signNotice, SRS: out.rewriter, Observer: s.observer, Metrics: s.reg,
+		Hostname: s.conf.GetHostname(), DoubleBounceTo: bounceTo, MaxItems: int(s.conf.GetMaxQueueItems()),
+		GiveUpAfter: s.conf.GiveUp, DelayNoticeAfter: delay, Grace: s.conf.Time.Drain,
+		Workers: int(s.conf.GetMaxDeliveries()), SiteWorkers: int(s.conf.GetMaxDeliveriesPerDestination())}
+}
+
+// routes are the exceptions and the relay of the settings, as the router writes them.
+func (s *server) routes(conf *config.Config) courier.RouterConfig {
+	rc := courier.RouterConfig{Local: s.domains.IsLocal, Routes: map[string]string{}}
+	switch {
+	case conf.LocalMaildir != "":
+		rc.LocalTarget = "maildir:" + conf.LocalMaildir
+	case conf.LocalLMTP != "":
+		rc.LocalTarget = "lmtp:" + conf.LocalLMTP
+	}
+	if conf.Relay != nil {
+		rc.RelayVia = relayURL(conf.Relay)
+	}
+	for _, r := range conf.Routes {
+		domain, via := r.Domain, "mx"
+		if r.Subdomains {
+			domain = "." + domain
+		}
+		if r.Relay != nil {
+			via = relayURL(r.Relay)
+		}
+		rc.Routes[domain] = via
+	}
+	return rc
+}
+
+// relayURL writes a relay as the router reads it: without its password, as routes are shown to people.
+func relayURL(r *config.Relay) string {
+	hostport := net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port)))
+	user := ""
+	if r.User != "" {
+		user = (&urlUser{r.User}).String() + "@"
+	}
+	if r.TLS == config.ImplicitTLS {
+		return "smtps://" + user + hostport
+	}
+	return "smtp://" + user + hostport
+}
+
+// urlUser escapes a user name for the user part of a URL.
+type urlUser struct{ name string }
+
+func (u *urlUser) String() string {
+	var b strings.Builder
+	for i := 0; i < len(u.name); i++ {
+		c := u.name[i]
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~+", c) >= 0 {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+// setPasswords takes the relays' passwords from the settings, by what a route names.
+func (out *sending) setPasswords(conf *config.Config) {
+	m := map[string]string{}
+	add := func(r *config.Relay) {
+		if r != nil && r.User != "" {
+			m[relayURL(r)] = r.Password
+		}
+	}
+	add(conf.Relay)
+	for _, r := range conf.Routes {
+		add(r.Relay)
+	}
+	out.passwords.Store(&m)
+}
+
+func (out *sending) password(target string) (string, error) {
+	p, ok := (*out.passwords.Load())[target]
+	if !ok {
+		return "", errors.New("no password is configured for " + target)
+	}
+	return p, nil
+}
+
+// run runs the loops of the way out until ctx ends.
+func (out *sending) run(ctx context.Context, wg *sync.WaitGroup) {}
+
+// close ends the idle connections.
+func (out *sending) close() { out.smtp.Close() }
+
+// ownAddress reports whether we listen there: mail for it would come back to us.
+func (s *server) ownAddress(ap netip.AddrPort) bool {
+	if s.listeners == nil {
+		return false
+	}
+	for _, l := range s.listeners.Listeners() {
+		t, ok := l.Addr().(*net.TCPAddr)
+		if !ok || t.Port != int(ap.Port()) {
+			continue
+		}
+		ip, _ := netip.AddrFromSlice(t.IP)
+		if ip = ip.Unmap(); ip == ap.Addr().Unmap() || ip.IsUnspecified() && isOwnIP(ap.Addr().Unmap()) {
+			return true
+		}
+	}
+	return false
+}
+
+// isOwnIP reports whether the address is one of this machine.
+func isOwnIP(ip netip.Addr) bool {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && (p.Addr().Unmap() == ip || ip.IsLoopback() && p.Addr().IsLoopback()) {
+			return true
+		}
+	}
+	return false
+}
+
+// srsSecret reads the secret of rewritten senders, made at the first start.
+func srsSecret(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		return []byte(strings.TrimSpace(string(b))), nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("SRS secret: %w", err)
+	}
+	secret := rand.Text()
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, []byte(secret+"\n"), 0600); err != nil {
+		return nil, fmt.Errorf("SRS secret: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return nil, fmt.Errorf("SRS secret: %w", err)
+	}
+	return []byte(secret), nil
+}

@@ -1,0 +1,274 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/aliases"
+	"blitiri.com.ar/go/chasquid/internal/auth"
+	"blitiri.com.ar/go/chasquid/internal/config"
+	"blitiri.com.ar/go/chasquid/internal/control"
+	"blitiri.com.ar/go/chasquid/internal/dns"
+	"blitiri.com.ar/go/chasquid/internal/domaininfo"
+	"blitiri.com.ar/go/chasquid/internal/domains"
+	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/history"
+	"blitiri.com.ar/go/chasquid/internal/listen"
+	"blitiri.com.ar/go/chasquid/internal/maillog"
+	"blitiri.com.ar/go/chasquid/internal/monitoring"
+	"blitiri.com.ar/go/chasquid/internal/policy"
+	"blitiri.com.ar/go/chasquid/internal/queue"
+	"blitiri.com.ar/go/chasquid/internal/queue/spool"
+	"blitiri.com.ar/go/chasquid/internal/reload"
+	"blitiri.com.ar/go/chasquid/internal/smtpsrv"
+	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/chasquid/internal/trace"
+	"blitiri.com.ar/go/log"
+)
+
+// server is everything that runs, in the order in which it is made.
+type server struct {
+	flags   *flags
+	build   build
+	conf    *config.Config
+	started time.Time
+
+	reg *expvarom.Registry
+	rec *trace.Recorder
+
+	maillog  *maillog.Log
+	history  *history.History
+	observer timeline.Observers
+
+	dns       *dns.Client
+	domains   *domains.Table
+	auth      *auth.Authenticator
+	aliases   *aliases.Resolver
+	reload    *reload.Runner
+	levels    *domaininfo.DB
+	rate      *policy.Rate
+	sending   *sending
+	store     *spool.Store
+	queue     *queue.Queue
+	smtp      *smtpsrv.Server
+	listeners *listen.Set
+	sockets   *listen.Sockets
+	monitor   *monitoring.Server
+	control   *control.Server
+
+	exit     context.CancelFunc // asks the server to stop
+	draining chan struct{}      // closed when it does
+}
+
+// newServer makes all parts in start-up order; an error says what is wrong and ends the start.
+func newServer(ctx context.Context, f *flags, conf *config.Config, b build) (*server, error) {
+	s := &server{flags: f, build: b, conf: conf, started: time.Now(), draining: make(chan struct{})}
+	s.reg = expvarom.New()
+	s.rec = trace.New(trace.Config{Metrics: s.reg, Log: true, Mirror: true, Labels: true, Generation: s.started.UnixNano()})
+
+	s.describeBuild()
+	ctx = trace.WithRecorder(ctx, s.rec)
+	for _, step := range []func(context.Context) error{
+		s.openMailLog, s.loadDomains, s.loadUsers, s.openData, s.makeSending, s.makeReceiving, s.openControl,
+	} {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *server) openMailLog(context.Context) error {
+	failed := s.reg.CounterVec("chasquid_log_write_errors_total", "Lines that could not be written, by log.", []string{"log"}, []string{"main", "maillog"}).With("maillog")
+	var err error
+	if s.maillog, err = maillog.Open(maillog.Config{Path: s.conf.GetMailLogPath(), OnError: failed.Inc}); err != nil {
+		return fmt.Errorf("Error opening mail log: %w", err)
+	}
+	s.observer = timeline.Observers{s.maillog}
+	return nil
+}
+
+func (s *server) loadDomains(ctx context.Context) error {
+	var warnings []string
+	var err error
+	s.domains, warnings, err = domains.Load(ctx, domains.Config{Hostname: s.conf.GetHostname(), CertsOptional: s.conf.ACME != nil, Metrics: s.reg,
+		Users: func() int { return s.count(s.auth.Count) }, Aliases: func() int { return s.count(s.aliases.Count) }})
+	if err != nil {
+		return err
+	}
+	log.Infof("Loading certificates:")
+	for _, c := range s.domains.Current().Certs {
+		log.Infof("  %s", c.Name)
+	}
+	for _, w := range warnings {
+		log.Infof("%s", w)
+	}
+	return nil
+}
+
+// count adds up a number over the local domains; zero until users and aliases are there.
+func (s *server) count(of func(domain string) int) int {
+	if s.auth == nil || s.aliases == nil {
+		return 0
+	}
+	n := 0
+	for _, d := range s.domains.Current().Domains {
+		n += of(d.Name)
+	}
+	return n
+}
+
+// openData opens what lives in the data directory.
+func (s *server) openData(ctx context.Context) error {
+	dir := s.conf.GetDataDir()
+	if err := os.MkdirAll(dir, 0700); err != nil {
+		return fmt.Errorf("Error making the data directory: %w", err)
+	}
+	var err error
+	s.history, err = history.Open(history.Config{Path: filepath.Join(dir, "history.db"), Keep: time.Duration(s.conf.GetHistoryDays()) * 24 * time.Hour,
+		MaxBytes: int64(s.conf.GetHistoryMaxMb()) << 20, HashAddresses: s.conf.GetHistoryHashAddresses(), Metrics: s.reg})
+	if err != nil {
+		// Mail is more important than its history.
+		log.Errorf("The history of messages is not available: %v", err)
+	} else {
+		s.observer = append(s.observer, s.history)
+	}
+	return s.openState(ctx, dir)
+}
+
+// serve runs everything until ctx ends, then stops it in order: receiving, delivering, the store, and what explains it last.
+func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
+	s.exit = stop
+	base := trace.WithRecorder(context.WithoutCancel(ctx), s.rec)
+	explain, stopExplain := context.WithCancel(base)
+	defer stopExplain()
+	deliver, stopDeliver := context.WithCancel(base)
+	defer stopDeliver()
+	var explaining, delivering, receiving sync.WaitGroup
+	defer s.maillog.Close()
+
+	if s.history != nil {
+		explaining.Go(func() { s.history.Run(explain) })
+	}
+	if err := s.startMonitoring(explain, &explaining); err != nil {
+		return err
+	}
+	delivering.Go(func() {
+		if err := s.queue.Run(deliver); err != nil {
+			log.Errorf("queue: %v", err)
+		}
+	})
+	s.background(deliver, &delivering)
+	err := s.listen(base, &receiving)
+	if err == nil {
+		s.signals(ctx)
+		<-ctx.Done()
+		stop() // a second signal ends the process at once
+		log.Infof("Stopping: no new connections, running transactions may finish")
+	}
+	close(s.draining)
+	s.drain(base, &receiving)
+	stopDeliver()
+	delivering.Wait()
+	s.sending.close()
+	err = errors.Join(err, s.store.Close())
+	stopExplain()
+	explaining.Wait()
+	return err
+}
+
+// drain lets the sessions end, for as long as the settings say.
+func (s *server) drain(ctx context.Context, receiving *sync.WaitGroup) {
+	ctx, cancel := context.WithTimeout(ctx, s.conf.Time.Drain)
+	defer cancel()
+	if err := s.smtp.Drain(ctx); err != nil {
+		log.Infof("Some sessions were cut: %v", err)
+	}
+	s.listeners.Close()
+	receiving.Wait()
+}
+
+// background runs the loops that tend what delivery and receiving use.
+func (s *server) background(ctx context.Context, wg *sync.WaitGroup) {
+	wg.Go(func() { s.reload.Run(ctx) })
+	wg.Go(func() { s.levels.Run(ctx) })
+	wg.Go(func() {
+		if err := s.control.Serve(ctx); err != nil {
+			log.Errorf("%v", err)
+		}
+	})
+	s.sending.run(ctx, wg)
+}
+
+// roles are the listeners the settings ask for.
+func (s *server) roles() []listen.Role {
+	return []listen.Role{
+		{Name: "smtp", Label: smtpsrv.SMTP.String(), Addresses: s.conf.GetSmtpAddress()},
+		{Name: "submission", Label: smtpsrv.Submission.String(), Addresses: s.conf.GetSubmissionAddress()},
+		{Name: "submission_tls", Label: smtpsrv.SubmissionTLS.String(), Addresses: s.conf.GetSubmissionOverTlsAddress()},
+	}
+}
+
+var modes = map[string]smtpsrv.Mode{"smtp": smtpsrv.SMTP, "submission": smtpsrv.Submission, "submission_tls": smtpsrv.SubmissionTLS}
+
+// listen opens the listeners and serves them.
+func (s *server) listen(ctx context.Context, wg *sync.WaitGroup) error {
+	added, _, warnings, err := s.listeners.Apply(ctx, s.roles())
+	for _, w := range warnings {
+		log.Infof("%s", w)
+	}
+	if err != nil {
+		return err
+	}
+	s.serveListeners(ctx, wg, added)
+	return nil
+}
+
+func (s *server) serveListeners(ctx context.Context, wg *sync.WaitGroup, ls []*listen.Listener) {
+	for _, l := range ls {
+		log.Infof("Server listening on %s", l)
+		s.observer.Observe(&timeline.Event{Kind: timeline.Listen, Text: l.Addr().String()})
+		wg.Go(func() {
+			if err := s.smtp.Serve(ctx, l, modes[l.Role]); err != nil && !errors.Is(err, net.ErrClosed) {
+				log.Errorf("listener %s: %v", l, err)
+			}
+		})
+	}
+}
+
+// signals reopens logs and reloads on SIGHUP.
+func (s *server) signals(ctx context.Context) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				signal.Stop(hup)
+				return
+			case <-hup:
+				s.hangup(ctx)
+			}
+		}
+	}()
+}
+
+func (s *server) hangup(ctx context.Context) {
+	log.Infof("SIGHUP: reopening logs and reloading")
+	if err := log.Default.Reopen(); err != nil {
+		log.Errorf("reopening the log: %v", err)
+	}
+	if err := s.maillog.Reopen(); err != nil {
+		log.Errorf("reopening the mail log: %v", err)
+	}
+	// What could not be loaded stays as it was; the runner has logged why.
+	_ = s.reload.Now(trace.WithRecorder(ctx, s.rec), reload.Signal)
+}
