@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/esmtp"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/policy"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
@@ -36,7 +37,8 @@ type session struct {
 	span   *trace.Span
 
 	policy.Session
-	tx *transaction // nil outside of one
+	ext esmtp.Session
+	tx  *transaction // nil outside of one
 
 	mails   int // transactions begun
 	junk    int

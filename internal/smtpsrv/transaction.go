@@ -19,9 +19,10 @@ type transaction struct {
 	ctx  context.Context
 	span *trace.Span
 
-	utf8    bool // SMTPUTF8 was given
-	binary  bool // BODY=BINARYMIME was given
-	refused int  // recipients
+	utf8    bool           // SMTPUTF8 was given
+	binary  bool           // BODY=BINARYMIME was given
+	refused int            // recipients
+	rcpt    mail.Recipient // being decided on; those accepted are in the envelope
 
 	receiving bool // DATA or BDAT has begun
 	chunks    bool // it was BDAT
@@ -173,7 +174,6 @@ func (s *session) take(tx *transaction) (answer, result) {
 	upToData := tx.headers
 	defer func() { tx.headers = upToData }()
 	tx.headers.received = appendReceived(make([]byte, 0, 320), s, tx)
-	tx.Prefix = func() []byte { return tx.headers.compose(&tx.Transaction, nil) }
 	if a, ok := s.checkBody(tx); !ok {
 		if a.Temporary() {
 			return a, resultTempfail
@@ -209,6 +209,7 @@ func (s *session) checkBody(tx *transaction) (answer, bool) {
 	}
 	ctx, cancel := context.WithTimeout(tx.ctx, bodyTime)
 	defer cancel()
+	tx.Prefix = func() []byte { return tx.headers.compose(&tx.Transaction, nil) }
 	for _, c := range s.cfg.BodyChecks {
 		if a, ok := s.judge(tx, c.Name(), nil, func() policy.Verdict { return c.Body(ctx, &tx.Transaction, tx.rx.draft) }); !ok {
 			return a, false

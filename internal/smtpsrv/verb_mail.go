@@ -9,6 +9,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/policy"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
 // Answers of MAIL and RCPT.
@@ -64,7 +65,7 @@ func (s *session) mail(arg []byte) answer {
 	}
 	s.drop(resultAborted)
 	tx := s.newTransaction(from)
-	tx.span.Debugf("MAIL FROM:%s", line)
+	tx.span.Event("MAIL", trace.Str("from", line))
 	if a, ok := s.mailParams(tx, params); !ok {
 		tx.span.Finish()
 		return a
@@ -93,8 +94,7 @@ func (s *session) mailParams(tx *transaction, params string) (answer, bool) {
 		if err != nil {
 			return badParams, false
 		}
-		x := s.extensions()
-		if r := esmtp.Mail(&x, tx.Env, ps); r != nil {
+		if r := esmtp.Mail(s.extensions(), tx.Env, ps); r != nil {
 			return s.badParam(r)
 		}
 		tx.utf8 = tx.Env.UTF8
@@ -155,20 +155,21 @@ func (s *session) rcpt(arg []byte) answer {
 		s.refused(tx, nil, a.Reply, "malformed address: "+err.Error())
 		return a
 	}
-	tx.span.Debugf("RCPT TO:%s", line)
-	r := mail.Recipient{To: to, Orig: to}
-	if a, ok := s.rcptParams(tx, &r, params); !ok {
+	tx.span.Event("RCPT", trace.Str("to", line))
+	r := &tx.rcpt
+	*r = mail.Recipient{To: to, Orig: to}
+	if a, ok := s.rcptParams(tx, r, params); !ok {
 		s.m.recipients[rcptBadSyntax].Inc()
 		return a
 	}
 	for _, c := range s.cfg.RcptChecks {
-		if a, ok := s.judge(tx, c.Name(), &r, func() policy.Verdict { return c.Rcpt(tx.ctx, &tx.Transaction, &r) }); !ok {
+		if a, ok := s.judge(tx, c.Name(), r, func() policy.Verdict { return c.Rcpt(tx.ctx, &tx.Transaction, r) }); !ok {
 			tx.refused++
 			return a
 		}
 	}
 	r.Orig = r.To
-	tx.Env.Rcpts = append(tx.Env.Rcpts, r)
+	tx.Env.Rcpts = append(tx.Env.Rcpts, *r)
 	s.m.recipients[rcptAccepted].Inc()
 	return rcptOK
 }
@@ -183,8 +184,7 @@ func (s *session) rcptParams(tx *transaction, r *mail.Recipient, params string) 
 		if err != nil {
 			return badParams, false
 		}
-		x := s.extensions()
-		if reply := esmtp.Rcpt(&x, tx.Env, r, ps); reply != nil {
+		if reply := esmtp.Rcpt(s.extensions(), tx.Env, r, ps); reply != nil {
 			return s.badParam(reply)
 		}
 	}

@@ -175,10 +175,9 @@ func (s *session) ehlo(arg []byte) answer {
 	if a, ok := s.hello(arg, true); !ok {
 		return a
 	}
-	x := s.extensions()
 	text := append(make([]byte, 0, 320), s.Hostname...)
 	text = append(text, " at your service"...)
-	return answer{Reply: smtp.Reply{Code: 250, Text: string(esmtp.AppendEHLO(text, &x))}}
+	return answer{Reply: smtp.Reply{Code: 250, Text: string(esmtp.AppendEHLO(text, s.extensions()))}}
 }
 
 func (s *session) helo(arg []byte) answer {
@@ -203,13 +202,13 @@ func (s *session) hello(arg []byte, extended bool) (answer, bool) {
 	return answer{}, true
 }
 
-// extensions is what an extension may know of the session.
-func (s *session) extensions() esmtp.Session {
-	x := esmtp.Session{TLS: s.TLS != nil, StartTLS: s.cfg.TLS != nil, MaxSize: s.cfg.MaxSize, MaxRcpts: s.cfg.MaxRecipients, MaxMails: s.cfg.MaxMails}
-	if x.TLS && s.cfg.Auth != nil {
-		x.Auth = "PLAIN LOGIN"
+// extensions is what an extension may know of the session as it is now.
+func (s *session) extensions() *esmtp.Session {
+	s.ext = esmtp.Session{TLS: s.TLS != nil, StartTLS: s.cfg.TLS != nil, MaxSize: s.cfg.MaxSize, MaxRcpts: s.cfg.MaxRecipients, MaxMails: s.cfg.MaxMails}
+	if s.ext.TLS && s.cfg.Auth != nil {
+		s.ext.Auth = "PLAIN LOGIN"
 	}
-	return x
+	return &s.ext
 }
 
 func (s *session) rset([]byte) answer {
