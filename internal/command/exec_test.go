@@ -200,11 +200,11 @@ func TestTextFileBusy(t *testing.T) {
 	if r := (Exec{}).Run(t.Context(), Spec{Path: path}); r.Err != nil {
 		t.Errorf("busy for a moment: %v", r.Err)
 	}
-	f, err = os.OpenFile(path, os.O_WRONLY, 0)
+	held, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer held.Close()
 	if r := (Exec{}).Run(t.Context(), Spec{Path: path}); !errors.Is(r.Err, syscall.ETXTBSY) || r.Started {
 		t.Errorf("busy for ever: %+v", r)
 	}
