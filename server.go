@@ -235,7 +235,6 @@ func (s *server) listen(ctx context.Context, wg *sync.WaitGroup) error {
 func (s *server) serveListeners(ctx context.Context, wg *sync.WaitGroup, ls []*listen.Listener) {
 	for _, l := range ls {
 		log.Infof("Server listening on %s", l)
-		s.observer.Observe(&timeline.Event{Kind: timeline.Listen, Text: l.Addr().String()})
 		wg.Go(func() {
 			if err := s.smtp.Serve(ctx, l, modes[l.Role]); err != nil && !errors.Is(err, net.ErrClosed) {
 				log.Errorf("listener %s: %v", l, err)

@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +24,7 @@ type options struct {
 	duration                                        time.Duration
 	custom                                          load
 	keep                                            bool
+	profile                                         string
 }
 
 // scenarios are the loads of the published table.
@@ -66,6 +69,7 @@ func main() {
 	flag.StringVar(&o.jsonOut, "json", "", "write all results to this file")
 	flag.StringVar(&o.svgOut, "svg", "", "write a plot to this file")
 	flag.StringVar(&o.extra, "config", "", "lines added to our chasquid.conf")
+	flag.StringVar(&o.profile, "profile", "", "write CPU profiles of our server to this directory, one per scenario")
 	flag.BoolVar(&o.keep, "keep", false, "keep the servers' files and say where they are")
 	flag.Parse()
 	if *floorAddr != "" {
@@ -169,6 +173,9 @@ func run(ctx context.Context, o options) error {
 		for _, ld := range loads {
 			ld.Duration = o.duration
 			for _, srv := range servers {
+				if o.profile != "" && srv.name == "chasquid" {
+					go fetchProfile(filepath.Join(o.profile, strings.ReplaceAll(ld.Name, " ", "-")+".pprof"), o.duration)
+				}
 				r, err := measure(ctx, srv, ld, s, filepath.Join(dir, fmt.Sprintf("%s-%d", srv.name, len(results))))
 				if err != nil {
 					return fmt.Errorf("%s: %w", srv.name, err)
@@ -199,6 +206,22 @@ func progress(r result) {
 	fmt.Fprintf(os.Stderr, "%-9s %-32s accepted %8.0f/s  end to end %8.0f/s  p50 %8v p99 %8v  cpu %6v/msg  rss %4d MB  missing %d dup %d errors %d conns %d\n",
 		r.Server, r.Scenario, r.AcceptRate, r.EndToEndRate, r.P50.Round(10*time.Microsecond), r.P99.Round(10*time.Microsecond),
 		r.CPUPerMessage.Round(time.Microsecond), r.RSS>>20, r.Missing, r.Duplicate, r.Errors, r.Connections)
+}
+
+// fetchProfile takes a CPU profile of our server while it is loaded.
+func fetchProfile(path string, d time.Duration) {
+	time.Sleep(time.Second) // the server starts
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:2503/debug/pprof/profile?seconds=%d", max(1, int(d.Seconds())-1)))
+	if err == nil {
+		defer resp.Body.Close()
+		var b []byte
+		if b, err = io.ReadAll(resp.Body); err == nil {
+			err = os.WriteFile(path, b, 0644)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench: profile:", err)
+	}
 }
 
 const drainTime = 120 * time.Second
