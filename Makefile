@@ -10,6 +10,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 DOCDIR   = $(DESTDIR)$(PREFIX)/share/doc/chasquid
 MANDIR   = $(DESTDIR)$(PREFIX)/share/man
 FUZZTIME ?= 10s
+ROUNDS  ?= 200
 
 # Stamped into the binary. Without git and without these, the binary finds out for itself from its build information.
 VERSION           ?= $(shell git describe --tags --always --dirty 2>/dev/null)
@@ -45,7 +46,7 @@ bench: chasquid
 # Kills, power cuts and full disks under load. Takes a while, and root for the loop mounts.
 fault: chasquid
 	@scripts/packages.sh
-	CHASQUID_FAULT=1 $(GO) test -v -count=1 -timeout 120m ./test/fault/...
+	CHASQUID_FAULT_ROUNDS=$(ROUNDS) CHASQUID_BINARY=$(CURDIR)/chasquid $(GO) test -v -count=1 -timeout 120m ./test/fault/...
 
 install: install-binaries install-config-skeleton
 

@@ -185,7 +185,8 @@ func bindError(r Role, addr string, err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		_, port, _ := net.SplitHostPort(addr)
-		e.Fix = fmt.Sprintf("another program listens there: \"ss -ltnp 'sport = :%s'\" names it; stop it or choose another address", port)
+		e.Fix = fmt.Sprintf(`another program listens there: "ss -ltnp 'sport = :%s'" names it; stop it or choose another address. `+
+			`If it is systemd, write "systemd" as the address`, port)
 	case errors.Is(err, syscall.EACCES):
 		e.Fix = "ports below 1024 need CAP_NET_BIND_SERVICE: start by systemd (the unit grants it), or use socket units"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
