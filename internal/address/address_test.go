@@ -65,6 +65,7 @@ func TestParse(t *testing.T) {
 		{"a@d\u3002test", Address{}, ErrDomain},
 		{"a@d\u2215e.test", Address{}, ErrDomain},
 		{"a@xn--xn--foo-.test", Address{}, ErrDomain},
+		{"a@xn--xn--and-6ma2c-.test", Address{}, ErrDomain},
 		{"a@xn---.test", Address{}, ErrDomain},
 		{"a@[192.0.2.1", Address{}, ErrDomain},
 		{"a@[192.0.2.256]", Address{}, ErrDomain},

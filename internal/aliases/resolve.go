@@ -185,14 +185,12 @@ func (x *resolution) end(addr address.Address, mailbox mail.Recipient, path []ad
 		x.live = true
 		return x.add(mailbox)
 	}
-	if mailbox.To.Local != "*" { // it was the catch-all that was looked up
-		ts, err := x.lookup(all, len(path)-1)
-		if err != nil {
-			return err
-		}
-		if len(ts) > 0 {
-			return x.follow(ts, addr, path)
-		}
+	ts, err := x.lookup(all, len(path)-1)
+	if err != nil {
+		return err
+	}
+	if len(ts) > 0 {
+		return x.follow(ts, addr, path)
 	}
 	if postmaster {
 		if a, ok := x.r.standIn(addr.Domain, path); ok {

@@ -77,6 +77,11 @@ func TestAccountGuessing(t *testing.T) {
 	if w := try(th, now, evil, bob, false); w != 0 {
 		t.Errorf("bob has to wait %v", w)
 	}
+	for i := range accountLimit.free { // her success has made up for all that
+		if w := try(th, now, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), alice, false); w != 0 {
+			t.Errorf("failure %d after her login has to wait %v", i, w)
+		}
+	}
 }
 
 // Attempts that have no result yet count: sixty-four at once are not sixty-four guesses.

@@ -92,6 +92,9 @@ func TestLevelsOnlyRise(t *testing.T) {
 	if e, ok := db.Lookup("d.test"); !ok || e != (Entry{Domain: "d.test", Incoming: lvClient, Outgoing: lvSecure}) {
 		t.Errorf("%+v, %v", e, ok)
 	}
+	if l := db.List(); len(l) != 1 {
+		t.Errorf("entries: %v", l)
+	}
 }
 
 // DAT-13, DAT-14: names are escaped, plain levels are omitted, the first contact makes a file.
@@ -224,6 +227,9 @@ func TestClear(t *testing.T) { // DAT-16, RPC-5
 	}
 	if !db.CheckOutgoing(ctx, "d.test", lvPlain) || !db.CheckIncoming(ctx, "d.test", lvPlain) {
 		t.Error("levels are still there")
+	}
+	if l := db.List(); len(l) != 1 {
+		t.Errorf("entries: %v", l)
 	}
 	for _, d := range []string{"unknown.test", "not a domain", ""} {
 		if err := db.Clear(ctx, d); !errors.Is(err, ErrNotFound) || err.Error() != "does not exist" {

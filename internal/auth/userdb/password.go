@@ -68,14 +68,14 @@ func (p Password) Scheme() Scheme { return p.scheme }
 // Verify reports whether this is the password. It takes the time of one scrypt in every case, so that the time says nothing about
 // whether a user exists or may log in. It needs 16 MiB of memory with the default parameters.
 func (p Password) Verify(password string) bool {
-	key, keyLen := p, max(len(p.encrypted), minKeyLen)
+	key, keyLen := p, max(len(p.encrypted), minKeyLen) // what is stored shorter never matches
 	if p.scheme != ScryptHash {
 		key, keyLen = Password{logN: defaultLogN, r: defaultR, p: defaultP, salt: make([]byte, saltLen)}, defaultKeyLen
 	}
 	got, err := key.hash(password, keyLen)
 	switch p.scheme {
 	case ScryptHash:
-		return err == nil && len(p.encrypted) >= minKeyLen && subtle.ConstantTimeCompare(got, p.encrypted) == 1
+		return err == nil && subtle.ConstantTimeCompare(got, p.encrypted) == 1
 	case PlainText:
 		a, b := sha256.Sum256([]byte(password)), sha256.Sum256(p.encrypted)
 		return len(p.encrypted) > 0 && subtle.ConstantTimeCompare(a[:], b[:]) == 1
