@@ -551,3 +551,20 @@ func TestOwns(t *testing.T) { // R-9
 		}
 	}
 }
+
+// The common case: a recipient of ours, looked up at RCPT and again when the message is queued.
+func BenchmarkLocalUser(b *testing.B) {
+	w := &world{users: []string{"user@d.test"}, files: map[string]string{"d.test": "list: user"}, cfg: Config{SuffixSeparators: "+", DropCharacters: "."}}
+	r := w.resolver(b)
+	r.cfg.User = func(context.Context, address.Address) (bool, error) { return true, nil }
+	ctx, rcpts := b.Context(), []mail.Recipient{{To: address.MustParse("user@d.test")}}
+	b.ReportAllocs()
+	for b.Loop() {
+		if ok, err := r.Exists(ctx, rcpts[0].To); !ok || err != nil {
+			b.Fatal(ok, err)
+		}
+		if _, err := r.Expand(ctx, rcpts); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
