@@ -40,6 +40,8 @@ install -D -m 644 etc/chasquid/domains/README "$root/etc/chasquid/domains/README
 install -D -m 644 etc/fail2ban/filter.d/chasquid.conf "$root/etc/fail2ban/filter.d/chasquid.conf"
 install -D -m 644 etc/logrotate.d/chasquid "$root/etc/logrotate.d/chasquid"
 sed -i 's/mail mail/chasquid chasquid/' "$root/etc/logrotate.d/chasquid"
+mkdir -p "$root/usr/lib/tmpfiles.d"
+sed 's/ mail mail / chasquid chasquid /' etc/tmpfiles.d/chasquid.conf >"$root/usr/lib/tmpfiles.d/chasquid.conf"
 (cd "$root" && find etc -type f ! -path 'etc/letsencrypt/*' | sed 's,^,/,' | sort) >"$root/DEBIAN/conffiles"
 
 cat >"$root/DEBIAN/control" <<END
