@@ -200,6 +200,7 @@ func (s *server) drain(ctx context.Context, receiving *sync.WaitGroup) {
 func (s *server) background(ctx context.Context, wg *sync.WaitGroup) {
 	wg.Go(func() { s.reload.Run(ctx) })
 	wg.Go(func() { s.levels.Run(ctx) })
+	wg.Go(func() { tuneGC(ctx) })
 	wg.Go(func() {
 		if err := s.control.Serve(ctx); err != nil {
 			log.Errorf("%v", err)
