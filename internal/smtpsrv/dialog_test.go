@@ -241,7 +241,6 @@ func (d *dialog) set(name, value string) error {
 		"MaxReceived":    func(c *Config) { c.MaxReceived = n },
 		"MaxConns":       func(c *Config) { c.MaxConns = n },
 		"MaxConnsPerIP":  func(c *Config) { c.MaxConnsPerIP = n },
-		"AuthFailures":   func(c *Config) { c.AuthFailures = n },
 		"GreetingDelay":  func(c *Config) { c.GreetingDelay = dur },
 		"SessionTimeout": func(c *Config) { c.SessionTimeout = dur },
 		"NoTLS":          func(c *Config) { c.TLS = nil },

@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/auth"
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
 	"blitiri.com.ar/go/chasquid/internal/trace"
@@ -76,7 +77,7 @@ var (
 	rcptLabels      = []string{"accepted", "unknown_user", "relay_denied", "syntax", "too_many", "tempfail", "other"}
 	rejectLabels    = []string{"unknown_user", "relay_denied", "auth_required", "spf_fail", "dkim_fail", "security_level", "hook_reject", "too_big",
 		"too_many_rcpts", "loop", "bad_from", "bad_content", "queue_full", "no_valid_rcpt", "other"}
-	stageLabels = []string{"tls_handshake", "data_receive", "parse", "spf", "dkim_verify", "dmarc", "hook", "dkim_sign", "alias_resolve", "queue_put", "other"}
+	stageLabels = []string{"tls_handshake", "data_receive", "parse", "spf", "dkim_verify", "dmarc", "security_level", "sender", "rate", "hook", "dkim_sign", "alias_resolve", "queue_put", "other"}
 	// codes are those the server may reply with.
 	codes = []int{214, 220, 221, 235, 250, 252, 334, 354, 421, 450, 451, 452, 454, 455, 500, 501, 502, 503, 504, 521, 530, 534, 535, 538, 550, 551, 552, 553, 554, 555, 556}
 )
@@ -113,7 +114,7 @@ type modeMetrics struct {
 	handshakes      *expvarom.CounterVec
 	received, sent  *expvarom.Counter
 	messages        []*expvarom.Counter
-	rejected        *expvarom.CounterVec
+	rejected        map[string]*expvarom.Counter
 	acceptDuration  [3]*expvarom.Histogram
 	size, rcpts     *expvarom.Histogram
 	recipients      []*expvarom.Counter
@@ -221,7 +222,10 @@ func (m *metrics) mail(r *expvarom.Registry) {
 	recipients := r.CounterVec("chasquid_smtp_in_recipients_total", "Recipients, by result.", []string{"mode", "result"}, modeLabels, rcptLabels)
 	for i := range m.modes {
 		mm, l := &m.modes[i], modeLabels[i]
-		mm.rejected, mm.size, mm.rcpts = rejected, size.With(l), rcpts.With(l)
+		mm.size, mm.rcpts, mm.rejected = size.With(l), rcpts.With(l), map[string]*expvarom.Counter{}
+		for _, reason := range rejectLabels {
+			mm.rejected[reason] = rejected.With(l, reason)
+		}
 		for _, res := range resultLabels {
 			mm.messages = append(mm.messages, messages.With(l, res))
 		}
@@ -232,6 +236,15 @@ func (m *metrics) mail(r *expvarom.Registry) {
 			mm.recipients = append(mm.recipients, recipients.With(l, res))
 		}
 	}
+}
+
+// reject counts a refusal. Reasons that are not in the catalogue, which checks may have, count as "other".
+func (mm *modeMetrics) reject(reason string) {
+	c := mm.rejected[reason]
+	if c == nil {
+		c = mm.rejected["other"]
+	}
+	c.Inc()
 }
 
 func (mm *modeMetrics) refuse(r refusal) { mm.refused[r].Inc() }
@@ -291,7 +304,18 @@ func (m *metrics) authDuration(backend string, ok bool, took time.Duration) {
 	if ok {
 		res = "ok"
 	}
-	m.authTook.With(backend, res).Observe(took.Seconds())
+	if backend = backendLabel(backend); backend != "none" {
+		m.authTook.With(backend, res).Observe(took.Seconds())
+	}
+}
+
+// backendLabel returns the label of an authenticator's backend.
+func backendLabel(backend string) string {
+	switch backend {
+	case auth.UserDB, auth.Dovecot:
+		return backend
+	}
+	return auth.None
 }
 
 // rcptResultOf classes a refused recipient.
@@ -301,6 +325,8 @@ func rcptResultOf(label string, r smtp.Reply) rcptKind {
 		return rcptUnknownUser
 	case label == "relay_denied":
 		return rcptRelayDenied
+	case label == "syntax":
+		return rcptBadSyntax
 	case r.Temporary():
 		return rcptTempfail
 	}

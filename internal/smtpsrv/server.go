@@ -10,11 +10,14 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/auth"
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/policy"
@@ -63,15 +66,14 @@ type Config struct {
 	ScarceTimeout  time.Duration // to the first command when three quarters of the connections are in use, 30 s
 	GreetingDelay  time.Duration // how long a client must be able to wait for the greeting, 0
 
-	AuthFailures int // failed logins from one network before it has to wait, 10
-
 	// TLS returns the configuration for a client; nil: no TLS. NextProtos is set to "smtp" if it is empty.
 	TLS func(*tls.ClientHelloInfo) (*tls.Config, error)
 	// OwnName reports a name, lower-case, that the server may call itself by when a client asks for it with SNI; nil: only Hostname.
 	OwnName func(string) bool
 
-	Auth   Authenticator // nil: AUTH is not offered
-	Intake Intake
+	Auth     Authenticator  // nil: AUTH is not offered
+	Throttle *auth.Throttle // slows down guessing; nil: one of the server's own
+	Intake   Intake
 
 	MailChecks []policy.MailCheck
 	RcptChecks []policy.RcptCheck
@@ -79,6 +81,8 @@ type Config struct {
 
 	Observer timeline.Observer
 	Metrics  *expvarom.Registry // of the first configuration; a later one's is not looked at
+
+	learners []policy.Learner // the checks that are one
 }
 
 func or[T comparable](v *T, def T) {
@@ -100,18 +104,34 @@ func (c *Config) setDefaults() {
 	or(&c.DataTimeout, 3*time.Minute)
 	or(&c.SessionTimeout, 60*time.Minute)
 	or(&c.ScarceTimeout, 30*time.Second)
-	or(&c.AuthFailures, 10)
+	c.learners = nil
+	learn(c, c.MailChecks)
+	learn(c, c.RcptChecks)
+	learn(c, c.BodyChecks)
+}
+
+// learn adds the checks that learn from accepted messages, each once.
+func learn[T any](c *Config, checks []T) {
+	for _, check := range checks {
+		l, ok := any(check).(policy.Learner)
+		if !ok || reflect.TypeOf(l).Comparable() && slices.Contains(c.learners, l) {
+			continue
+		}
+		c.learners = append(c.learners, l)
+	}
 }
 
 // Server serves SMTP on any number of listeners. Its methods are safe for concurrent use.
 type Server struct {
-	cfg     atomic.Pointer[Config]
-	m       *metrics
-	tls     *tls.Config
-	alpn    atomic.Pointer[alpnConfig]
-	nets    *netTable
-	open    atomic.Int64
-	rejects rejections
+	cfg  atomic.Pointer[Config]
+	m    *metrics
+	tls  *tls.Config
+	alpn atomic.Pointer[alpnConfig]
+	nets *netTable
+
+	throttle *auth.Throttle
+	open     atomic.Int64
+	rejects  rejections
 
 	mu        sync.Mutex
 	listeners map[*listener]struct{}
@@ -133,6 +153,7 @@ func New(cfg Config) *Server {
 	srv := &Server{
 		m:         newMetrics(cfg.Metrics),
 		nets:      newNetTable(),
+		throttle:  auth.NewThrottle(0, cfg.Metrics),
 		listeners: map[*listener]struct{}{},
 		sessions:  map[*session]struct{}{},
 	}
@@ -144,6 +165,9 @@ func New(cfg Config) *Server {
 // Configure replaces the configuration for connections accepted from now on.
 func (srv *Server) Configure(cfg Config) {
 	cfg.setDefaults()
+	if cfg.Throttle == nil {
+		cfg.Throttle = srv.throttle
+	}
 	srv.cfg.Store(&cfg)
 }
 

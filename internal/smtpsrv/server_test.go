@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/policy"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
 )
 
@@ -471,39 +473,40 @@ func TestNetworks(t *testing.T) {
 	}
 }
 
-// D19: the wait grows with the failures and fades with time.
-func TestD19Backoff(t *testing.T) {
-	nt, ip, now := newNetTable(), netip.MustParseAddr("192.0.2.1"), time.Unix(1e9, 0)
-	wait := func() time.Duration {
-		for d := time.Duration(0); ; d += time.Second {
-			if !nt.blocked(ip, 3, now.Add(d)) {
-				return d
-			}
+// A check that learns is told of messages that were accepted, once each, and of no others.
+func TestLearners(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &learner{}
+		ts := newTestServer(t, func(c *Config) {
+			c.MailChecks = append(c.MailChecks, l)
+			c.BodyChecks = append(c.BodyChecks, l)
+		})
+		defer ts.close()
+		c := ts.dial(SMTP, "192.0.2.7")
+		c.reply()
+		c.cmd("EHLO c")
+		for _, body := range []string{"REJECT", "fine"} {
+			c.cmd("MAIL FROM:<a@there.test>")
+			c.cmd("RCPT TO:<b@example.test>")
+			c.cmd("DATA")
+			c.cmd(body + "\r\n.")
 		}
-	}
-	var got []time.Duration
-	for range 16 {
-		nt.failed(ip, now)
-		got = append(got, wait())
-	}
-	for i, want := range []time.Duration{0, 0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512} {
-		if got[i] != want*time.Second {
-			t.Errorf("after %d failures: %v, want %v", i+1, got[i], want*time.Second)
+		c.nc.Close()
+		synctest.Wait()
+		if len(l.ids) != 1 || l.ids[0] != "id2" {
+			t.Errorf("told of %q", l.ids)
 		}
-	}
-	if got[15] != 10*time.Minute && got[15] != longBlock {
-		t.Errorf("after 16 failures: %v", got[15])
-	}
-	if nt.blocked(ip, 3, now.Add(time.Hour)) {
-		t.Error("still blocked after an hour")
-	}
-	for i := range maxFailing + 10 {
-		nt.failed(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), now)
-	}
-	if n := nt.failing.Len(); n != maxFailing {
-		t.Errorf("%d networks remembered", n)
-	}
+	})
 }
+
+type learner struct{ ids []mail.ID }
+
+func (*learner) Name() string                                             { return "learner" }
+func (*learner) Mail(context.Context, *policy.Transaction) policy.Verdict { return policy.Verdict{} }
+func (*learner) Body(context.Context, *policy.Transaction, policy.Content) policy.Verdict {
+	return policy.Verdict{}
+}
+func (l *learner) Accepted(_ context.Context, t *policy.Transaction) { l.ids = append(l.ids, t.ID) }
 
 // brokenConn fails every write: the session ends and nothing is lost but itself.
 type brokenConn struct{ net.Conn }

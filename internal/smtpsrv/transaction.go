@@ -67,7 +67,7 @@ func (s *session) judge(tx *transaction, name string, rcpt *mail.Recipient, chec
 	if a.Positive() || a.Code < 400 || a.Code > 599 {
 		a = undecided
 	}
-	s.m.rejected.With(s.m.label, v.Label).Inc()
+	s.m.reject(v.Label)
 	if rcpt != nil {
 		s.m.recipients[rcptResultOf(v.Label, a.Reply)].Inc()
 	}
@@ -133,7 +133,7 @@ func (s *session) intakeFailed(tx *transaction, err error) answer {
 	if r.Code == 452 {
 		label = "queue_full"
 	}
-	s.m.rejected.With(s.m.label, label).Inc()
+	s.m.reject(label)
 	s.refused(tx, nil, r, "")
 	return answer{Reply: r}
 }
@@ -152,6 +152,9 @@ func (s *session) finish(tx *transaction) answer {
 		tx.over, tx.receiving, tx.chunks = true, false, false // the envelope stays, and DATA may come again
 		return a
 	}
+	for _, l := range s.cfg.learners {
+		l.Accepted(tx.ctx, &tx.Transaction)
+	}
 	s.m.size.Observe(float64(tx.rx.size))
 	s.m.rcpts.Observe(float64(len(tx.Env.Rcpts)))
 	tx.span.Finish()
@@ -164,7 +167,7 @@ func (s *session) take(tx *transaction) (answer, result) {
 	tx.rx.end()
 	tx.describe()
 	if a, label := s.flaw(tx); a.Code != 0 {
-		s.m.rejected.With(s.m.label, label).Inc()
+		s.m.reject(label)
 		s.refused(tx, nil, a.Reply, "")
 		return a, resultRejected
 	}

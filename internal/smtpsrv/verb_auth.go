@@ -11,7 +11,6 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
-	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
 // authTime is what every authentication takes at least; up to a fifth of what is left of it is added, so that the time tells nothing.
@@ -29,7 +28,7 @@ var (
 	authOK        = say(235, "2.7.0", "Authentication successful")
 	authBad       = bad(535, "5.7.8", "Incorrect user or password")
 	authTemp      = say(454, "4.7.0", "Temporary authentication failure")
-	authTooMany   = end(421, "4.7.0", "Too many failed logins from your network, please try again later")
+	authTooMany   = bad(454, "4.7.0", "Too many failed logins, please try again later")
 )
 
 // Reasons a SASL response is not taken; they are shown to the client.
@@ -60,10 +59,6 @@ func (s *session) auth(arg []byte) answer {
 	if !plain && !bytes.EqualFold(mech, []byte("LOGIN")) {
 		s.m.auth.With(s.m.label, "none", "malformed").Inc()
 		return authMech
-	}
-	if s.srv.nets.blocked(s.Remote.Addr(), s.cfg.AuthFailures, time.Now()) {
-		s.span.Errorf("AUTH failed: 421  too many failed logins from this network")
-		return authTooMany
 	}
 	var first []byte
 	if has {
@@ -184,35 +179,47 @@ func identity(b []byte) (address.Address, error) {
 // login asks the authenticator and answers, never sooner than authTime.
 func (s *session) login(user address.Address, password string) answer {
 	start := time.Now()
-	ctx, span := trace.Start(s.ctx, trace.Auth, user.String())
-	ok, backend, err := s.cfg.Auth.Authenticate(ctx, user, password)
-	s.srv.m.authDuration(backend, ok, time.Since(start))
-	if left := authTime - time.Since(start); left > 0 {
-		timer := time.NewTimer(left + time.Duration(rand.Int64N(int64(left)/5+1)))
-		select {
-		case <-timer.C:
-		case <-s.ctx.Done():
-			timer.Stop()
-		}
+	attempt, wait := s.cfg.Throttle.Begin(start, s.Remote.Addr(), user)
+	if attempt == nil {
+		s.span.Errorf("AUTH failed: 454  too many failures before, %v to wait", wait.Round(time.Second))
+		return authTooMany
 	}
+	defer attempt.Cancel()
+	ok, backend, err := s.cfg.Auth.Authenticate(s.ctx, user, password)
+	s.srv.m.authDuration(backend, ok, time.Since(start))
+	s.waitUntil(start.Add(authTime))
+
 	e := &timeline.Event{Kind: timeline.Auth, Mode: s.Mode, Client: s.remote, User: user.String()}
 	a, result := authOK, "ok"
 	switch {
 	case err != nil:
-		span.Errorf("%s: %v", backend, err)
 		a, result, e.Err = authTemp, "backend_error", err
 	case !ok:
-		span.Errorf("%s: wrong user or password", backend)
-		a, result, e.Err = authBad, "bad_credentials", errors.New("wrong user or password")
-		s.srv.nets.failed(s.Remote.Addr(), time.Now())
+		attempt.Done(time.Now(), false)
+		a, result, e.Err = authBad, "bad_credentials", errWrong
 		s.srv.m.authFailed.Set(float64(time.Now().Unix()))
 	default:
-		span.Debugf("%s: yes", backend)
+		attempt.Done(time.Now(), true)
 		s.User = user.String()
 	}
-	span.Finish()
 	e.Reply = a.Reply
 	s.srv.observe(e)
-	s.m.auth.With(s.m.label, backend, result).Inc()
+	s.m.auth.With(s.m.label, backendLabel(backend), result).Inc()
 	return a
+}
+
+var errWrong = errors.New("wrong user or password")
+
+// waitUntil waits until t and for up to a fifth of that time longer, or until the session is cut.
+func (s *session) waitUntil(t time.Time) {
+	left := time.Until(t)
+	if left <= 0 {
+		return
+	}
+	timer := time.NewTimer(left + time.Duration(rand.Int64N(int64(left)/5+1)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.ctx.Done():
+	}
 }

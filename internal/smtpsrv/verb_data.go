@@ -44,7 +44,7 @@ func (s *session) ready() (answer, bool) {
 	case s.tx == nil:
 		return noSender, false
 	case len(s.tx.Env.Rcpts) == 0 && s.tx.refused > 0:
-		s.m.rejected.With(s.m.label, "no_valid_rcpt").Inc()
+		s.m.reject("no_valid_rcpt")
 		return noValidRcpt, false
 	case len(s.tx.Env.Rcpts) == 0:
 		return needRcpt, false
@@ -91,7 +91,7 @@ func (s *session) dataFailed(err error) answer {
 		return answer{then: bye}
 	}
 	s.srv.m.violation(kind)
-	s.m.rejected.With(s.m.label, "bad_content").Inc()
+	s.m.reject("bad_content")
 	s.refused(s.tx, nil, badLineEnding.Reply, "invalid line ending")
 	s.drop(resultRejected)
 	s.linger = true

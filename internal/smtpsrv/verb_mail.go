@@ -43,7 +43,7 @@ func (s *session) mail(arg []byte) answer {
 	case !ok:
 		return badKeyword
 	case s.Submission && s.User == "":
-		s.m.rejected.With(s.m.label, "auth_required").Inc()
+		s.m.reject("auth_required")
 		return needAuth
 	case s.tx != nil && !s.tx.over:
 		return nestedMail
@@ -55,12 +55,12 @@ func (s *session) mail(arg []byte) answer {
 	line := string(rest)
 	from, params, err := smtp.ParsePath(line)
 	if err == nil && !from.IsNull() && from.Domain == "" {
-		s.m.rejected.With(s.m.label, "bad_from").Inc()
+		s.m.reject("bad_from")
 		return senderBare
 	}
 	if err != nil {
 		s.span.Debugf("MAIL %.300q: %v", line, err)
-		s.m.rejected.With(s.m.label, "bad_from").Inc()
+		s.m.reject("bad_from")
 		return badPath(err, senderSyntax, senderSize, senderDomain)
 	}
 	s.drop(resultAborted)
@@ -109,7 +109,7 @@ func (s *session) mailParams(tx *transaction, params string) (answer, bool) {
 // badParam is the answer to a parameter that an extension refused. A size is an honest mistake; bad syntax is junk.
 func (s *session) badParam(r *smtp.Reply) (answer, bool) {
 	if r.Code == 552 {
-		s.m.rejected.With(s.m.label, "too_big").Inc()
+		s.m.reject("too_big")
 		return answer{Reply: *r}, false
 	}
 	return answer{*r, junk}, false
