@@ -314,9 +314,6 @@ func (c *client) quit() {
 
 func (c *client) close() {
 	c.broken = true
-	if c.conn != c.raw && !c.limit.IsZero() {
-		c.conn.SetDeadline(time.Now().Add(time.Second)) // TLS says goodbye too
-	}
 	c.conn.Close()
 }
 

@@ -93,17 +93,18 @@ func (d *delivery) sendable(c *client, todo []int) []int {
 // unsendable says why an address cannot be written in a command to this server. A domain has an ASCII form, a local part has
 // none. A control character, or no address at all, never gets this far by itself; it would be the beginning of another command.
 func (d *delivery) unsendable(c *client, a address.Address, what, enh string) *mail.Outcome {
-	var o mail.Outcome
+	bad := func(code int, enh, text string) *mail.Outcome {
+		o := refused(mail.ReasonPolicy, code, enh, text)
+		o.MTA, o.TLS = c.mta, c.protection()
+		return &o
+	}
 	switch {
 	case a.IsNull() || hasControl(a.Local) || hasControl(a.Domain):
-		o = refused(mail.ReasonPolicy, 553, enh, "the "+what+" address is not valid")
+		return bad(553, enh, "the "+what+" address is not valid")
 	case !c.caps.smtpUTF8 && !canASCII(a):
-		o = refused(mail.ReasonPolicy, 550, "5.6.7", "the "+what+" address needs SMTPUTF8, which the server does not support")
-	default:
-		return nil
+		return bad(550, "5.6.7", "the "+what+" address needs SMTPUTF8, which the server does not support")
 	}
-	o.MTA, o.TLS = c.mta, c.protection()
-	return &o
+	return nil
 }
 
 func hasControl(s string) bool {

@@ -74,8 +74,8 @@ type Local struct {
 func NewLocal(cfg LocalConfig) *Local {
 	cfg = cfg.withDefaults()
 	return &Local{
-		cfg: cfg, metrics: newMetrics(cfg.Metrics, nil),
-		lmtp: NewSMTP(Config{Hostname: cfg.Hostname, Dial: cfg.Dial, MaxIdle: -1, Timeouts: cfg.Timeouts, Metrics: cfg.Metrics}),
+		cfg: cfg, metrics: newMetrics(cfg.Metrics),
+		lmtp: newSMTP(Config{Hostname: cfg.Hostname, Dial: cfg.Dial, MaxIdle: -1, Timeouts: cfg.Timeouts, Metrics: cfg.Metrics}),
 	}
 }
 

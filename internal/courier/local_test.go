@@ -69,7 +69,7 @@ func TestMDA(t *testing.T) {
 	if a := run.specs[1].Args; a[1] != "<>" || !strings.HasPrefix(a[4], "x<>/:") {
 		t.Errorf("null sender: %q", a)
 	}
-	if n := newMetrics(reg, nil).sent[mail.Local].Value(); n != float64(2*job.Size) {
+	if n := newMetrics(reg).sent[mail.Local].Value(); n != float64(2*job.Size) {
 		t.Errorf("sent bytes: %v", n)
 	}
 }

@@ -64,8 +64,8 @@ type metrics struct {
 	oldLevel *expvarom.Map
 }
 
-func newMetrics(r *expvarom.Registry, extraProviders map[string]string) *metrics {
-	m := &metrics{providers: map[string]*[3]*expvarom.Counter{}}
+func newMetrics(r *expvarom.Registry) *metrics {
+	m := &metrics{}
 	stage := r.HistogramVec("chasquid_delivery_stage_duration_seconds", "Time spent in one stage of a delivery attempt.",
 		expvarom.Net, []string{"stage"}, stageNames)
 	for i, n := range stageNames {
@@ -78,14 +78,6 @@ func newMetrics(r *expvarom.Registry, extraProviders map[string]string) *metrics
 		for _, cl := range classNames {
 			m.replies[i] = append(m.replies[i], replies.With(c, cl))
 		}
-	}
-	names := providerNames(extraProviders)
-	attempts := r.CounterVec("chasquid_delivery_provider_attempts_total",
-		"Delivery attempts per recipient, by the provider that runs the destination's mail servers.",
-		[]string{"provider", "result"}, names, resultNames)
-	for _, n := range names {
-		m.providers[n] = &[3]*expvarom.Counter{
-			mail.Deferred: attempts.With(n, "deferred"), mail.Delivered: attempts.With(n, "delivered"), mail.Failed: attempts.With(n, "bounced")}
 	}
 	m.conns = r.CounterVec("chasquid_delivery_connections_total", "Outgoing connection attempts, by address family and result.",
 		[]string{"network", "result"}, []string{"ip4", "ip6"}, dialResults)
@@ -102,6 +94,19 @@ func newMetrics(r *expvarom.Registry, extraProviders map[string]string) *metrics
 		"plain", "tls:insecure", "tls:secure", "tls:failed")
 	m.oldLevel = r.Map("chasquid/smtpOut/securityLevelChecks", "result", "count of security level checks on outgoing connections", "pass", "fail")
 	return m
+}
+
+// newProviders makes the counters of the providers, of which only the courier that finds servers by MX has any.
+func (m *metrics) newProviders(r *expvarom.Registry, extra map[string]string) {
+	m.providers = map[string]*[3]*expvarom.Counter{}
+	names := providerNames(extra)
+	attempts := r.CounterVec("chasquid_delivery_provider_attempts_total",
+		"Delivery attempts per recipient, by the provider that runs the destination's mail servers.",
+		[]string{"provider", "result"}, names, resultNames)
+	for _, n := range names {
+		m.providers[n] = &[3]*expvarom.Counter{
+			mail.Deferred: attempts.With(n, "deferred"), mail.Delivered: attempts.With(n, "delivered"), mail.Failed: attempts.With(n, "bounced")}
+	}
 }
 
 func (m *metrics) took(stage int, since time.Time) {

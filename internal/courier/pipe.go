@@ -17,7 +17,7 @@ type Pipe struct{ local *Local }
 // NewPipe returns a courier for pipe aliases. Of the configuration it uses what concerns programs.
 func NewPipe(cfg LocalConfig) *Pipe {
 	cfg = cfg.withDefaults()
-	return &Pipe{&Local{cfg: cfg, metrics: newMetrics(cfg.Metrics, nil)}}
+	return &Pipe{&Local{cfg: cfg, metrics: newMetrics(cfg.Metrics)}}
 }
 
 // Deliver implements Courier.

@@ -26,8 +26,14 @@ type SMTP struct {
 
 // NewSMTP returns an SMTP courier.
 func NewSMTP(cfg Config) *SMTP {
+	s := newSMTP(cfg)
+	s.metrics.newProviders(cfg.Metrics, cfg.Providers)
+	return s
+}
+
+func newSMTP(cfg Config) *SMTP {
 	cfg = cfg.withDefaults()
-	m := newMetrics(cfg.Metrics, cfg.Providers)
+	m := newMetrics(cfg.Metrics)
 	hostname := cfg.Hostname
 	if ascii, err := address.DomainToASCII(hostname); err == nil { // RFC 6531 section 3.7.1
 		hostname = ascii
@@ -54,6 +60,7 @@ type delivery struct {
 	span    *trace.Span
 	out     []mail.Outcome
 	left    []int        // recipients without a final outcome
+	few     [4]int       // where left is, if they are few
 	last    mail.Outcome // why the last server did not help; Err is nil if none was tried
 	hosts   int          // servers tried
 	refuse  int          // of these, servers that say they never take mail
@@ -71,9 +78,9 @@ type delivery struct {
 
 func newDelivery(ctx context.Context, s *SMTP, job *mail.Job) *delivery {
 	d := &delivery{s: s, job: job, span: trace.From(ctx), out: make([]mail.Outcome, len(job.Rcpts)), begin: time.Now()}
-	d.left = make([]int, len(job.Rcpts))
-	for i := range d.left {
-		d.left[i] = i
+	d.left = d.few[:0]
+	for i := range job.Rcpts {
+		d.left = append(d.left, i)
 	}
 	d.msg.job = job
 	return d

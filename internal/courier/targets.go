@@ -93,8 +93,10 @@ func (s *SMTP) orderMX(mxs []dns.MX) (ts []target, looped bool) {
 			looped = true
 		} else if m.Host != "" {
 			ts = append(ts, target{name: m.Host, port: s.cfg.Port, pref: m.Pref})
-			if ip, err := netip.ParseAddr(m.Host); err == nil { // wrong, and seen
-				ts[len(ts)-1].ip = ip.Unmap()
+			if c := m.Host[len(m.Host)-1]; c >= '0' && c <= '9' { // an address here is wrong, and seen
+				if ip, err := netip.ParseAddr(m.Host); err == nil {
+					ts[len(ts)-1].ip = ip.Unmap()
+				}
 			}
 		}
 	}

@@ -52,8 +52,10 @@ func (t *transaction) to(r *mail.Recipient) address.Address {
 // pipelined sends all commands, and a small message with them if BDAT is known, in one write (RFC 2920, RFC 3030).
 func (t *transaction) pipelined() *fail {
 	c, m := t.c, &t.d.msg
-	var scratch [512]byte
-	b := scratch[:0]
+	var b []byte
+	if m.buf != nil {
+		b = m.buf[:0:headroom] // from where write moves it up to the message
+	}
 	dirty := c.dirty
 	if dirty {
 		b = append(b, "RSET\r\n"...)
@@ -334,6 +336,9 @@ func (t *transaction) verdict() mail.Outcome {
 		return t.refused(StageBody)
 	}
 	t.delivered = true
+	if span := t.d.span; span != nil {
+		span.Printf("%s (%s): %s", c.mta, c.protection(), c.rr.Reply())
+	}
 	t.d.s.metrics.sent[t.d.job.Route.Transport&3].Add(float64(t.d.job.Size))
 	return mail.Outcome{Disposition: mail.Delivered, Reply: c.rr.Reply(), MTA: c.mta, TLS: c.protection(), Relayed: !c.caps.dsn && !c.lmtp}
 }
