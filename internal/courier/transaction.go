@@ -77,7 +77,6 @@ func (t *transaction) pipelined() *fail {
 		return f
 	}
 	c.within(c.env.timeouts.Mail)
-	c.dirty = true
 	if f := t.readEnvelope(dirty); f != nil {
 		return f
 	}
@@ -124,6 +123,7 @@ func (t *transaction) readEnvelope(reset bool) *fail {
 	if f := t.read(cmdMAIL, StageMail); f != nil {
 		return f
 	}
+	t.c.dirty = true
 	t.gotMail()
 	for _, i := range t.idx {
 		if f := t.read(cmdRCPT, StageRcpt); f != nil {
