@@ -114,9 +114,16 @@ func (q *Queue) batch(t mail.Transport) int {
 type plan struct {
 	groups []group
 	rcpts  [][]int
-	first  mail.Route
-	routed bool
+
+	// Of a message with one recipient, instead.
+	single bool
+	only   group
+	route  mail.Route
+	routed bool // there was one
 }
+
+// firstOnly are the places of the recipients of a message with one.
+var firstOnly = []int{0}
 
 func (q *Queue) plan(ctx context.Context, e *Entry, now time.Time) plan {
 	if len(e.Status) == 1 {
@@ -125,7 +132,7 @@ func (q *Queue) plan(ctx context.Context, e *Entry, now time.Time) plan {
 		}
 		g, route, err := q.groupOf(ctx, e, 0, now)
 		g.held = e.Status[0].Held
-		return plan{groups: []group{g}, rcpts: [][]int{{0}}, first: route, routed: err == nil}
+		return plan{single: true, only: g, route: route, routed: err == nil}
 	}
 	var p plan
 	open := map[group]int{}
@@ -167,7 +174,7 @@ func (q *Queue) expiry(env *mail.Envelope, r *mail.Recipient) time.Time {
 }
 
 // schedule makes a record of the entry and puts its units into the schedule. q.mu is held.
-func (q *Queue) schedule(e *Entry, p plan, now time.Time) (m uint32) {
+func (q *Queue) schedule(e *Entry, p *plan, now time.Time) (m uint32) {
 	x := &q.index
 	m = x.insert(e, q.conf.DelayNoticeAfter > 0 && wantsDelay(e))
 	for i := range e.Env.Rcpts {
@@ -179,9 +186,11 @@ func (q *Queue) schedule(e *Entry, p plan, now time.Time) (m uint32) {
 		}
 	}
 	for n := range p.groups {
-		q.addUnit(m, e, p.groups[n], p.rcpts[n], len(p.groups) == 1, now)
+		q.addUnit(m, e, &p.groups[n], p.rcpts[n], len(p.groups) == 1, now)
 	}
-	if len(p.groups) == 0 {
+	if p.single {
+		q.addUnit(m, e, &p.only, firstOnly, true, now)
+	} else if len(p.groups) == 0 {
 		x.at(m).flags |= closing
 	}
 	if x.allHeld(m) {
@@ -191,7 +200,7 @@ func (q *Queue) schedule(e *Entry, p plan, now time.Time) (m uint32) {
 }
 
 // addUnit puts one unit into the schedule. q.mu is held.
-func (q *Queue) addUnit(m uint32, e *Entry, g group, rcpts []int, solo bool, now time.Time) {
+func (q *Queue) addUnit(m uint32, e *Entry, g *group, rcpts []int, solo bool, now time.Time) {
 	d, ask := q.sched.Intern(g.dest, g.site, g.via, now)
 	u := sched.Unit{Dest: d, Group: m, Solo: solo, Held: q.index.rcpt(m, rcpts[0]).held}
 	for n, i := range rcpts {

@@ -239,9 +239,9 @@ func (q *Queue) accept(ctx context.Context, l *live) {
 	now := time.Now()
 	p := q.plan(ctx, &l.entry, now)
 	q.mu.Lock()
-	m := q.schedule(&l.entry, p, now)
+	m := q.schedule(&l.entry, &p, now)
 	if len(q.live) < keepUnsent && len(l.entry.Status) <= keepUnsent {
-		l.route, l.routed = p.first, p.routed
+		l.route, l.routed = p.route, p.routed
 		q.live[m] = l
 	}
 	q.kick()

@@ -401,7 +401,7 @@ func (w *world) mustBeEmpty() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	x := &w.index
-	if len(x.ids) != 0 || len(w.live) != 0 || len(x.many) != 0 || len(x.odd) != 0 || len(x.giveUp) != 0 || x.size != 0 || len(x.ages) != 0 ||
+	if len(x.ids) != 0 || x.n != 0 || len(w.live) != 0 || len(x.many) != 0 || len(x.odd) != 0 || len(x.giveUp) != 0 || x.size != 0 || len(x.ages) != 0 ||
 		x.rcpts != [4][3]int64{} || x.states[waiting]+x.states[sending]+x.states[held] != 0 || w.items.Load() != 0 {
 		w.Errorf("memory still holds: ids %d, live %d, many %d, giveUp %d, size %d, ages %v, rcpts %v, states %v, items %d",
 			len(x.ids), len(w.live), len(x.many), len(x.giveUp), x.size, x.ages, x.rcpts, x.states, w.items.Load())

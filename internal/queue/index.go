@@ -12,9 +12,10 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/queue/sched"
 )
 
-// record is what memory holds of each message: 52 bytes without pointers, so that the garbage collector need not look at a million of them.
+// record is what memory holds of each message: 56 bytes without pointers, so that the garbage collector need not look at a million of them.
 type record struct {
 	id      idKey
+	chain   uint32 // the next record whose id has the same hash
 	arrived uint32 // seconds since 1970
 	size    uint32 // bytes, at most 4 GiB
 	from    uint32 // hash of the sender
@@ -68,12 +69,13 @@ type index struct {
 	chunks [][]record
 	spare  []uint32
 	next   uint32
-	ids    map[idKey]uint32
+	ids    map[uint32]uint32 // by hash of the id; hashes and chains take a third of what keys would
 	odd    map[uint32]mail.ID
 	many   map[uint32][]ref
 	giveUp map[uint32]uint32 // earliest end, seconds since 1970, of messages that have one of their own
 	seed   maphash.Seed
 
+	n      int // messages
 	states [numStates]int64
 	rcpts  [4][3]int64 // by transport and status
 	size   int64
@@ -86,7 +88,7 @@ const (
 )
 
 func newIndex() index {
-	return index{next: 1, ids: map[idKey]uint32{}, odd: map[uint32]mail.ID{}, many: map[uint32][]ref{}, giveUp: map[uint32]uint32{},
+	return index{next: 1, ids: map[uint32]uint32{}, odd: map[uint32]mail.ID{}, many: map[uint32][]ref{}, giveUp: map[uint32]uint32{},
 		seed: maphash.MakeSeed(), ages: ages{}}
 }
 
@@ -124,7 +126,30 @@ func (x *index) id(m uint32) mail.ID {
 // find returns the number of the message, 0 if there is none.
 func (x *index) find(id mail.ID) uint32 {
 	k, _ := x.key(id)
-	return x.ids[k]
+	m := x.ids[x.hashKey(k)]
+	for m != 0 && x.at(m).id != k {
+		m = x.at(m).chain
+	}
+	return m
+}
+
+func (x *index) hashKey(k idKey) uint32 { return uint32(maphash.Bytes(x.seed, k[:])) }
+
+// unchain takes a record out of the list of those with its hash.
+func (x *index) unchain(m uint32) {
+	h, next := x.hashKey(x.at(m).id), x.at(m).chain
+	first := x.ids[h]
+	switch {
+	case first != m:
+		for x.at(first).chain != m {
+			first = x.at(first).chain
+		}
+		x.at(first).chain = next
+	case next != 0:
+		x.ids[h] = next
+	default:
+		delete(x.ids, h)
+	}
 }
 
 // rcpt returns one recipient of a message.
@@ -151,7 +176,9 @@ func (x *index) each(m uint32, f func(i int, r *ref)) {
 // hash is of the lower-case form.
 func (x *index) hash(s string) uint32 { return uint32(maphash.String(x.seed, strings.ToLower(s))) }
 
-func (x *index) hashAddr(a address.Address) uint32 { return x.hash(a.String()) }
+func (x *index) hashAddr(a address.Address) uint32 {
+	return x.hash(a.Local)*16777619 ^ x.hash(a.Domain)
+}
 
 // insert makes a record for the entry, whose recipients have no units yet.
 func (x *index) insert(e *Entry, delay bool) uint32 {
@@ -166,10 +193,12 @@ func (x *index) insert(e *Entry, delay bool) uint32 {
 		}
 	}
 	k, odd := x.key(e.ID)
-	x.ids[k] = m
+	h := x.hashKey(k)
 	r := x.at(m)
-	*r = record{id: k, arrived: uint32(max(0, e.Env.Arrived.Unix())), size: uint32(min(e.Size, 1<<32-1)),
+	*r = record{id: k, chain: x.ids[h], arrived: uint32(max(0, e.Env.Arrived.Unix())), size: uint32(min(e.Size, 1<<32-1)),
 		from: x.hashAddr(e.Env.From), fromDom: x.hash(e.Env.From.Domain), state: waiting}
+	x.ids[h] = m
+	x.n++
 	if odd {
 		r.flags |= isOdd
 		x.odd[m] = e.ID
@@ -207,7 +236,8 @@ func (x *index) remove(m uint32) {
 	x.states[r.state]--
 	x.size -= int64(r.size)
 	x.ages.add(time.Unix(int64(r.arrived), 0), -1)
-	delete(x.ids, r.id)
+	x.unchain(m)
+	x.n--
 	delete(x.odd, m)
 	delete(x.many, m)
 	delete(x.giveUp, m)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/queue/sched"
 )
@@ -142,14 +143,20 @@ func (x *index) selector(s string) (addr, dom *uint32) {
 	switch {
 	case s == "":
 		return nil, nil
-	case s == "<>":
-		h := x.hash("")
-		return &h, nil
 	case s[0] == '@':
-		h := x.hash(s[1:])
+		d := s[1:]
+		if n, err := address.NormalizeDomain(d); err == nil {
+			d = n
+		}
+		h := x.hash(d)
 		return nil, &h
 	}
-	h := x.hash(s)
+	a, err := address.ParsePath(s)
+	if err != nil {
+		i := strings.LastIndexByte(s, '@')
+		a = address.Address{Local: s[:max(0, i)], Domain: s[i+1:]}
+	}
+	h := x.hashAddr(a)
 	return &h, nil
 }
 

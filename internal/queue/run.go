@@ -128,7 +128,7 @@ func (q *Queue) loadOne(ctx context.Context, e *Entry) int {
 	if _, ours := q.ours[e.ID]; ours || q.index.find(e.ID) != 0 {
 		return 0
 	}
-	m := q.schedule(e, p, now)
+	m := q.schedule(e, &p, now)
 	q.index.at(m).flags |= loaded
 	q.items.Add(1)
 	return 1

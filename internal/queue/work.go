@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/mail"
@@ -78,6 +79,7 @@ type attempt struct {
 	out   []mail.Outcome // theirs, in the same order
 	tried int            // the first of these that the courier was asked for; before are those given up
 	route mail.Route
+	one   [1]int // room for rcpts
 }
 
 // attempt attempts the unit. q.mu is held, but not while that is done.
@@ -176,6 +178,7 @@ const unreadableDelay = 10 * time.Minute
 // deliver fills a.out. Whatever panics in it defers the recipients.
 func (a *attempt) deliver() {
 	q, e := a.q, &a.l.entry
+	a.rcpts = a.one[:0]
 	q.mu.Lock()
 	q.index.each(a.m, func(i int, r *ref) {
 		if r.unit == a.k && r.status == Pending && !r.held {
@@ -203,16 +206,18 @@ func (a *attempt) deliver() {
 
 // expire moves the recipients whose time is up to the front, with an outcome that says so.
 func (a *attempt) expire() {
+	env := &a.l.entry.Env
+	isLate := func(i int) bool { return !a.began.Before(a.q.expiry(env, &env.Rcpts[i])) }
+	if !slices.ContainsFunc(a.rcpts, isLate) {
+		return
+	}
 	var late, rest []int
 	for _, i := range a.rcpts {
-		if a.began.Before(a.q.expiry(&a.l.entry.Env, &a.l.entry.Env.Rcpts[i])) {
-			rest = append(rest, i)
-		} else {
+		if isLate(i) {
 			late = append(late, i)
+		} else {
+			rest = append(rest, i)
 		}
-	}
-	if len(late) == 0 {
-		return
 	}
 	a.rcpts, a.tried = append(late, rest...), len(late)
 	a.out = make([]mail.Outcome, len(late))
@@ -274,7 +279,7 @@ func (a *attempt) move(groups map[group][]int) {
 	for g, rcpts := range groups {
 		for size := q.batch(g.via); len(rcpts) > 0; {
 			n := min(size, len(rcpts))
-			q.addUnit(a.m, &a.l.entry, g, rcpts[:n], false, a.began)
+			q.addUnit(a.m, &a.l.entry, &g, rcpts[:n], false, a.began)
 			rcpts = rcpts[n:]
 		}
 	}
@@ -309,7 +314,11 @@ func (a *attempt) call(number int) {
 		a.fail(mail.Outcome{Reason: mail.ReasonInternal, Err: err})
 		return
 	}
-	a.out = append(a.out, out...)
+	if len(a.out) == 0 {
+		a.out = out
+	} else {
+		a.out = append(a.out, out...)
+	}
 	q.m.attemptTook(a.route.Transport, out, a.took, e.Env.Trace)
 }
 

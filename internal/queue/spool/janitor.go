@@ -61,7 +61,8 @@ func (s *Store) care() {
 	}
 	s.emptyTrash()
 	s.dropDead()
-	for !s.stopping() && s.brokenErr() == nil {
+	// No more rounds than there are segments now: what it writes itself can wait.
+	for n := s.Stats().Segments; n > 0 && !s.stopping() && s.brokenErr() == nil; n-- {
 		g := s.sparsest()
 		if g == nil {
 			break
@@ -210,7 +211,7 @@ func (s *Store) sparsest() *segment {
 		}
 		need := g.needed()
 		small := g.size <= s.cfg.SegmentSize/8 && need < g.size/2
-		if !small && (need >= g.size/sparseDivisor || active.seq-g.seq <= young) {
+		if !small && !(s.cfg.eager && need < g.size/2) && (need >= g.size/sparseDivisor || active.seq-g.seq <= young) {
 			continue
 		}
 		if best == nil || need < best.needed() {

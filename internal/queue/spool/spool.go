@@ -36,6 +36,7 @@ type Config struct {
 	Metrics     *expvarom.Registry
 
 	manual     bool          // tests: no janitor, they call care
+	eager      bool          // tests: compact everything that is not wholly needed
 	spaceCheck time.Duration // how long a look at the free space is good for; negative in tests: not at all
 }
 

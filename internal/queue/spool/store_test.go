@@ -20,6 +20,7 @@ func TestStore(t *testing.T) {
 		Open: func(fsys vfs.FS) (queue.Store, error) {
 			c := testConfig(fsys)
 			c.LargeBody = 2 * blockSize
+			c.eager = true
 			return Open(c)
 		},
 		Durable:      true,
