@@ -441,25 +441,27 @@ func (r *recovery) mergeMessage(f *found, g *segment, at loc) {
 	for _, ch := range c.chunks {
 		if seg := x.segs[ch.at.seg]; seg != nil {
 			seg.hold(1, chunkSize(ch.len))
-		} else {
-			r.lost = append(r.lost, *f)
-		}
+		} // else this record was superseded, or checkBodies will find it
 	}
 	x.place(x.reserve(f.key, f.serial, f.rcpts), at, f.size, c)
 }
 
-// checkBodies finds messages whose body file is missing or short, and body files without a message.
+// checkBodies finds messages of which chunks or the body file are missing, and body files without a message.
 func (r *recovery) checkBodies() {
 	x := r.s.x
 	known := map[uint64]bool{}
 	for k, i := range x.byKey {
 		e := x.extras[i]
-		if e == nil || e.file == 0 {
+		if e == nil {
 			continue
 		}
 		sl := x.at(i)
-		known[sl.serial] = true
-		if size, ok := r.bodies[sl.serial]; !ok || size < e.file {
+		lost := slices.ContainsFunc(e.chunks, func(c chunkRef) bool { return x.segs[c.at.seg] == nil })
+		if e.file > 0 {
+			known[sl.serial] = true
+			lost = lost || r.bodies[sl.serial] < e.file
+		}
+		if lost {
 			r.lost = append(r.lost, found{key: k, serial: sl.serial})
 		}
 	}
