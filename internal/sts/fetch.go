@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
-	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -144,12 +142,12 @@ func kindOf(err error) string {
 // NewClient makes the client for fetching policies: no redirects, no proxy, no compression, certificates verified against roots
 // (nil: the system's), names resolved by r, and no connections to addresses that are not out on the Internet unless private is set.
 func NewClient(r dns.Resolver, roots *x509.CertPool, private bool) *http.Client {
-	d := &dialer{resolver: r, private: private}
+	d := &dns.Dialer{Resolver: r, Purpose: dns.ForSTS, Private: private}
 	return &http.Client{
 		Timeout:       fetchBudget,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
-			DialContext:            d.dial,
+			DialContext:            d.DialContext,
 			TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 			TLSHandshakeTimeout:    20 * time.Second,
 			ResponseHeaderTimeout:  30 * time.Second,
@@ -158,48 +156,4 @@ func NewClient(r dns.Resolver, roots *x509.CertPool, private bool) *http.Client 
 			DisableCompression:     true,
 		},
 	}
-}
-
-type dialer struct {
-	net.Dialer
-	resolver dns.Resolver
-	private  bool
-}
-
-var errPrivate = errors.New("the policy host has no address on the Internet")
-
-// maxDial is how many addresses of a policy host are tried.
-const maxDial = 4
-
-func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
-	}
-	ips, _, err := d.resolver.IP(ctx, dns.ForSTS, host)
-	if err != nil {
-		return nil, err
-	}
-	err = errPrivate
-	for i, ip := range ips {
-		if i == maxDial {
-			break
-		}
-		if !d.private && !public(ip) {
-			continue
-		}
-		var c net.Conn
-		tctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-		c, err = d.DialContext(tctx, network, net.JoinHostPort(ip.String(), port))
-		cancel()
-		if err == nil {
-			return c, nil
-		}
-	}
-	return nil, err
-}
-
-// public reports an address that strangers may make us connect to (standards D50).
-func public(ip netip.Addr) bool {
-	return ip.IsGlobalUnicast() && !ip.IsPrivate() && !ip.IsLoopback() && !ip.IsLinkLocalUnicast()
 }
