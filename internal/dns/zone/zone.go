@@ -392,13 +392,8 @@ func (z *Zone) ServeDNS(w miekg.ResponseWriter, q *miekg.Msg) {
 
 // Listen serves the zone by UDP and TCP on a loopback address such as "127.0.0.1:0" until the returned function is called.
 func (z *Zone) Listen(addr string) (bound string, stop func(), err error) {
-	pc, err := net.ListenPacket("udp", addr)
+	pc, l, err := listenBoth(addr)
 	if err != nil {
-		return "", nil, err
-	}
-	l, err := net.Listen("tcp", pc.LocalAddr().String())
-	if err != nil {
-		pc.Close()
 		return "", nil, err
 	}
 	udp := &miekg.Server{PacketConn: pc, Handler: z}
@@ -415,4 +410,19 @@ func (z *Zone) Listen(addr string) (bound string, stop func(), err error) {
 		tcp.Shutdown()
 		wg.Wait()
 	}, nil
+}
+
+// listenBoth listens on the same port by UDP and TCP. A port that the system chose for one may be taken for the other: then it
+// chooses again.
+func listenBoth(addr string) (pc net.PacketConn, l net.Listener, err error) {
+	for range 20 {
+		if pc, err = net.ListenPacket("udp", addr); err != nil {
+			return nil, nil, err
+		}
+		if l, err = net.Listen("tcp", pc.LocalAddr().String()); err == nil {
+			return pc, l, nil
+		}
+		pc.Close()
+	}
+	return nil, nil, err
 }
