@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// contentPolicy forbids scripts and everything foreign: pages are plain documents with inline styles.
+// contentPolicy forbids scripts and everything foreign. The pages made here replace 'unsafe-inline' by the hash of their style sheet.
 const contentPolicy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 
 func setSecurityHeaders(h http.Header) {
@@ -21,9 +21,12 @@ func setSecurityHeaders(h http.Header) {
 // publicPaths are what a peer without credentials may see from outside this machine.
 var publicPaths = []string{"/metrics", "/healthz", "/readyz"}
 
-// refuse says why the request is not served, "" if it is. Peers on loopback see everything, unless the Host they ask for is a
-// name that is not ours: that is how a web page elsewhere reaches a server on loopback (DNS rebinding).
+// refuse says why the request is not served, "" if it is. Peers with credentials see everything, and so do peers on loopback, unless the
+// Host they ask for is a name that is not ours: that is how a web page elsewhere reaches a server on loopback (DNS rebinding).
 func (s *Server) refuse(r *http.Request) string {
+	if s.hasCredentials(r) {
+		return ""
+	}
 	if !isLoopback(r.RemoteAddr) {
 		if slices.Contains(publicPaths, r.URL.Path) || s.isPublic(r.URL.Path) {
 			return ""
@@ -38,6 +41,36 @@ func (s *Server) refuse(r *http.Request) string {
 		return "This host name is not served here. Use localhost or an IP address, or add the name to monitoring_allowed_hosts."
 	}
 	return ""
+}
+
+// trusted reports a peer that may see everything.
+func (s *Server) trusted(r *http.Request) bool {
+	return isLoopback(r.RemoteAddr) || s.hasCredentials(r)
+}
+
+// hasCredentials reports a peer that showed a client certificate or a password that were found good.
+func (s *Server) hasCredentials(r *http.Request) bool {
+	if s.web == nil {
+		return false
+	}
+	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+		return true
+	}
+	// The toolkit's handler in front lets nobody through without a good password, if there are passwords at all.
+	_, _, ok := r.BasicAuth()
+	return ok && s.web.hasUsers()
+}
+
+// operator names who asks, for the log.
+func (s *Server) operator(r *http.Request) string {
+	who := r.RemoteAddr
+	if host, _, err := net.SplitHostPort(who); err == nil {
+		who = host
+	}
+	if user, _, ok := r.BasicAuth(); ok && s.hasCredentials(r) {
+		who = user + " at " + who
+	}
+	return "the monitoring page, " + clip(who)
 }
 
 func (s *Server) isPublic(path string) bool {

@@ -28,19 +28,69 @@ type CheckResult struct {
 	Err  error
 }
 
-// RunChecks runs all checks at once and returns their results in order.
-func (s *Server) RunChecks(ctx context.Context, exclude ...string) []CheckResult {
+// checkRun runs one check, once at a time however many ask: those who ask while it runs get what it finds.
+type checkRun struct {
+	Check
+	mu      sync.Mutex
+	running *outcome
+}
+
+// outcome is what a run finds; err may be read when done is closed.
+type outcome struct {
+	done  chan struct{}
+	err   error
+	start time.Time
+}
+
+// run gives up on a check that does not return in time, rather than hang with it, and starts no second one meanwhile.
+func (c *checkRun) run(ctx context.Context, m *metrics) error {
+	c.mu.Lock()
+	o := c.running
+	if o == nil {
+		o = &outcome{done: make(chan struct{}), start: time.Now()}
+		c.running = o
+		go c.work(context.WithoutCancel(ctx), o, m)
+	}
+	c.mu.Unlock()
+	wait := time.NewTimer(checkTimeout)
+	defer wait.Stop()
+	select {
+	case <-o.done:
+		return o.err
+	case <-ctx.Done():
+	case <-wait.C:
+	}
+	return fmt.Errorf("no answer for %v", time.Since(o.start).Round(time.Millisecond))
+}
+
+// work is not waited for: a check that never returns must not keep the server from stopping.
+func (c *checkRun) work(ctx context.Context, o *outcome, m *metrics) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	results := make([]CheckResult, len(s.conf.Checks))
+	defer func() {
+		if p := recover(); p != nil {
+			m.panics.Inc()
+			o.err = fmt.Errorf("the check itself failed: %v", p)
+		}
+		c.mu.Lock()
+		c.running = nil
+		c.mu.Unlock()
+		close(o.done)
+	}()
+	o.err = c.Run(ctx)
+}
+
+// RunChecks runs all checks at once and returns their results in order.
+func (s *Server) RunChecks(ctx context.Context, exclude ...string) []CheckResult {
+	results := make([]CheckResult, len(s.checks))
 	var wg sync.WaitGroup
-	for i, c := range s.conf.Checks {
+	for i, c := range s.checks {
 		results[i].Name = c.Name
 		if slices.Contains(exclude, c.Name) {
 			continue
 		}
 		wg.Go(func() {
-			results[i].Err = s.runCheck(ctx, c)
+			results[i].Err = c.run(ctx, s.m)
 			v := 1.0
 			if results[i].Err != nil {
 				v = 0
@@ -52,50 +102,41 @@ func (s *Server) RunChecks(ctx context.Context, exclude ...string) []CheckResult
 	return results
 }
 
-// runCheck gives up on a check that does not return in time, rather than hang with it.
-func (s *Server) runCheck(ctx context.Context, c Check) error {
-	done := make(chan error, 1)
-	go func() {
-		defer func() {
-			if p := recover(); p != nil {
-				s.m.panics.Inc()
-				done <- fmt.Errorf("the check itself failed: %v", p)
-			}
-		}()
-		done <- c.Run(ctx)
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("no answer within %v", checkTimeout)
-	}
-}
-
 func (s *Server) addHealth() {
+	for _, c := range s.conf.Checks {
+		s.checks = append(s.checks, &checkRun{Check: c})
+	}
 	// Alive means the process answers; nothing outside may make this fail.
 	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	s.mux.HandleFunc("GET /readyz", s.readyz)
 	s.mux.HandleFunc("GET /readyz/{check}", s.readyzOne)
 }
 
+// readyz says whether the server can do its work. What is wrong with it is told to those who may see everything.
 func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
-	results := s.RunChecks(r.Context(), r.URL.Query()["exclude"]...)
+	q, err := query(r)
+	if err != nil {
+		sendError(w, err)
+		return
+	}
+	results := s.RunChecks(r.Context(), q["exclude"]...)
 	var failed []string
 	var b strings.Builder
 	for _, c := range results {
-		if c.Err != nil {
+		switch {
+		case c.Err != nil:
 			failed = append(failed, c.Name)
-			fmt.Fprintf(&b, "[-] %s: %v\n", c.Name, c.Err)
-		} else {
+			fmt.Fprintf(&b, "[-] %s: %s\n", c.Name, oneLine(c.Err))
+		case slices.Contains(q["exclude"], c.Name):
+			fmt.Fprintf(&b, "[+] %s: excluded\n", c.Name)
+		default:
 			fmt.Fprintf(&b, "[+] %s: ok\n", c.Name)
 		}
 	}
 	if len(failed) > 0 {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	_, verbose := r.URL.Query()["verbose"]
-	if verbose && (s.loopbackPeer(r)) {
+	if q.Has("verbose") && s.trusted(r) {
 		fmt.Fprint(w, b.String())
 	}
 	if len(failed) > 0 {
@@ -105,20 +146,15 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintln(w, "ready")
 }
 
-// loopbackPeer reports a peer that may see details.
-func (s *Server) loopbackPeer(r *http.Request) bool { return isLoopback(r.RemoteAddr) }
-
 func (s *Server) readyzOne(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("check")
-	for _, c := range s.conf.Checks {
+	for _, c := range s.checks {
 		if c.Name != name {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
-		defer cancel()
-		if err := s.runCheck(ctx, c); err != nil {
+		if err := c.run(r.Context(), s.m); err != nil {
 			w.WriteHeader(http.StatusServiceUnavailable)
-			fmt.Fprintf(w, "%s: %v\n", c.Name, err)
+			fmt.Fprintf(w, "%s: %s\n", c.Name, oneLine(err))
 			return
 		}
 		fmt.Fprintf(w, "%s: ok\n", c.Name)

@@ -1,114 +1,60 @@
 package monitoring
 
 import (
-	"bytes"
-	"embed"
 	"fmt"
-	"html/template"
+	"io"
+	"math"
 	"net/http"
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
-	"blitiri.com.ar/go/log"
+	"blitiri.com.ar/go/chasquid/internal/monitoring/vitals"
 )
 
-//go:embed templates/*.html
-var templateFiles embed.FS
-
-var templates = template.Must(template.New("").Funcs(template.FuncMap{
-	"ago":   ago,
-	"days":  daysLeft,
-	"bytes": byteSize,
-	"utc":   func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
-}).ParseFS(templateFiles, "templates/*.html"))
-
-// Status is what the index shows of the rest of the server, taken at the time of the request.
-type Status struct {
-	Listeners    []ListenerStatus
-	Queue        QueueStatus
-	Certificates []CertificateStatus
-	Domains      int
-	Users        int
-	ReloadAt     time.Time
-	ReloadErr    error
-	Traffic      []Figure
-	Rejections   []Rejection
-}
-
-// ListenerStatus is one SMTP listener.
-type ListenerStatus struct {
-	Address, Mode string
-	Open, Total   int64
-}
-
-// QueueStatus is the queue in figures.
-type QueueStatus struct {
-	Items, Capacity int64
-	Recipients      int64
-	Sending         int64
-	Held            int64
-	Bytes           int64
-	Oldest          time.Duration
-}
-
-// CertificateStatus is one certificate in use.
-type CertificateStatus struct {
-	Name     string
-	Names    []string
-	NotAfter time.Time
-}
-
-// Figure is a labelled number for the index.
-type Figure struct {
-	Label string
-	Value int64
-	Bad   bool // a number above zero deserves a look
-}
-
-// Rejection is one refused message or command.
-type Rejection struct {
-	At       time.Time
-	Client   string
-	From, To string
-	Reason   string
-}
-
-// page is what every template gets.
-type page struct {
-	Title    string
-	Build    Build
-	Hostname string
-	Started  time.Time
-	Now      time.Time
-	Data     any
-}
-
-// Uptime is how long the server runs.
-func (p page) Uptime() time.Duration { return p.Now.Sub(p.Started).Round(time.Second) }
-
-// render renders a template into memory and sends it, so that a failing template gives an error page and a slow client holds nothing.
-func (s *Server) render(w http.ResponseWriter, r *http.Request, name, title string, data any) {
-	var b bytes.Buffer
-	p := page{Title: title, Build: s.conf.Build, Hostname: s.conf.Hostname, Started: s.conf.Started, Now: time.Now(), Data: data}
-	if err := templates.ExecuteTemplate(&b, name+".html", p); err != nil {
-		log.Errorf("monitoring: rendering %s: %v", name, err)
-		http.Error(w, "this page failed; the log has the details", http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Write(b.Bytes())
-}
+// How much the index shows of each.
+const (
+	shownProblems     = 12
+	shownRecent       = 10
+	shownListeners    = 12
+	shownCertificates = 12
+	indexText         = 110 // bytes of a text
+)
 
 // indexData is the content of the index.
 type indexData struct {
-	Checks []CheckResult
-	Failed []CheckResult
-	Status Status
-	Groups []linkGroup
-	OSHost string
-	GoOS   string
+	Ready        bool                `json:"ready"`
+	Checks       []checkView         `json:"checks"`
+	Problems     []vitals.Problem    `json:"problems"`
+	Vitals       map[string]*float64 `json:"vitals"`
+	Queue        QueueStatus         `json:"queue"`
+	Listeners    []ListenerStatus    `json:"listeners"`
+	Certificates []CertificateStatus `json:"certificates"`
+	Domains      int                 `json:"domains"`
+	Users        int                 `json:"users"`
+	Reload       reloadView          `json:"reload"`
+	Rejections   []Rejection         `json:"rejections"`
+	Bounces      []Failure           `json:"bounces"`
+	Build        Build               `json:"build"`
+	Host         string              `json:"host"`
+	Platform     string              `json:"platform"`
+	Started      time.Time           `json:"started"`
+
+	More   int         `json:"-"` // problems not shown
+	Cards  []vital     `json:"-"`
+	Groups []linkGroup `json:"-"`
+}
+
+type checkView struct {
+	Name  string `json:"name"`
+	Error string `json:"error,omitempty"`
+}
+
+type reloadView struct {
+	At    time.Time `json:"at,omitzero"`
+	Error string    `json:"error,omitempty"`
 }
 
 type linkGroup struct {
@@ -118,65 +64,200 @@ type linkGroup struct {
 
 type link struct{ Path, Title, About string }
 
-// builtinLinks are the pages of this package; those of other components are in Config.Pages.
-var builtinLinks = []Page{
-	{Path: "/debug/goroutines", Title: "Goroutines", About: "what every goroutine does, grouped by stack", Group: "Process"},
-	{Path: "/debug/pprof/", Title: "Profiles", About: "for go tool pprof: CPU, heap, mutexes, execution traces", Group: "Process"},
-	{Path: "/debug/flags", Title: "Flags", About: "command-line flags", Group: "Configuration"},
-	{Path: "/healthz", Title: "Alive", About: "answers while the process runs", Group: "Health"},
-	{Path: "/readyz?verbose", Title: "Ready", About: "every check with its reason", Group: "Health"},
+func (s *Server) addIndex() {
+	s.addView(&view{path: "/{$}", load: s.loadIndex, text: writeIndex, html: func(s *Server, w http.ResponseWriter, data any) {
+		s.render(w, "index", "chasquid", data)
+	}})
 }
 
+// links lists the pages by group.
 func (s *Server) links() []linkGroup {
 	var groups []linkGroup
-	for _, p := range slices.Concat(s.conf.Pages, builtinLinks) {
-		if p.Title == "" {
-			continue
+	add := func(group string, l link) {
+		if l.Title == "" {
+			return
 		}
-		i := slices.IndexFunc(groups, func(g linkGroup) bool { return g.Name == p.Group })
+		i := slices.IndexFunc(groups, func(g linkGroup) bool { return g.Name == group })
 		if i < 0 {
 			i = len(groups)
-			groups = append(groups, linkGroup{Name: p.Group})
+			groups = append(groups, linkGroup{Name: group})
 		}
-		groups[i].Links = append(groups[i].Links, link{p.Path, p.Title, p.About})
+		groups[i].Links = append(groups[i].Links, l)
 	}
+	for _, v := range s.views {
+		add(v.group, link{v.path, v.title, v.about})
+	}
+	for _, p := range s.conf.Pages {
+		add(p.Group, link{p.Path, p.Title, p.About})
+	}
+	add("Health", link{"/healthz", "Alive", "answers while the process runs"})
+	add("Health", link{"/readyz?verbose", "Ready", "every check with its reason"})
 	return groups
 }
 
-func (s *Server) index(w http.ResponseWriter, r *http.Request) {
-	d := indexData{Checks: s.RunChecks(r.Context()), Groups: s.links(), GoOS: runtime.GOOS + "/" + runtime.GOARCH}
-	d.OSHost, _ = os.Hostname()
-	for _, c := range d.Checks {
+func (s *Server) loadIndex(r *http.Request) (any, error) {
+	d := &indexData{Ready: true, Groups: s.links(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Build: s.conf.Build, Started: s.conf.Started,
+		Problems: s.currentProblems(), Vitals: map[string]*float64{}, Bounces: s.conf.Recent.Bounces(shownRecent)}
+	d.Host, _ = os.Hostname()
+	for _, c := range s.RunChecks(r.Context()) {
+		v := checkView{Name: c.Name}
 		if c.Err != nil {
-			d.Failed = append(d.Failed, c)
+			v.Error = strings.ReplaceAll(c.Err.Error(), "\n", "; ")
+			d.Ready = false
 		}
+		d.Checks = append(d.Checks, v)
 	}
 	if s.conf.Status != nil {
-		d.Status = s.conf.Status()
+		st := s.conf.Status()
+		d.Listeners, d.Certificates, d.Domains, d.Users, d.Queue = st.Listeners, st.Certificates, st.Domains, st.Users, st.Queue
+		d.Rejections = st.Rejections[:min(len(st.Rejections), shownRecent)]
+		d.Reload.At = st.ReloadAt
+		if st.ReloadErr != nil {
+			d.Reload.Error = strings.ReplaceAll(st.ReloadErr.Error(), "\n", "; ")
+		}
 	}
-	s.render(w, r, "index", "chasquid on "+s.conf.Hostname, d)
+	if s.conf.Queue != nil {
+		q := s.conf.Queue.Stats()
+		d.Queue = QueueStatus{Items: int64(q.Messages), Capacity: int64(q.Capacity), Sending: int64(q.Sending), Held: int64(q.Held), Bytes: q.Bytes, Oldest: q.Oldest}
+	}
+	all := s.vitals.Series()
+	d.Cards = vitalCards(all)
+	for i := range all {
+		if v := float64(all[i].Last); !math.IsNaN(v) {
+			d.Vitals[all[i].Name] = &v
+		}
+	}
+	slices.SortStableFunc(d.Certificates, func(a, b CertificateStatus) int { return a.NotAfter.Compare(b.NotAfter) })
+	return d, nil
 }
 
-// ago renders a time relative to now, "3m12s ago".
-func ago(t time.Time) string {
-	if t.IsZero() {
-		return "never"
+// Failed are the checks that fail.
+func (d *indexData) Failed() (failed []checkView) {
+	for _, c := range d.Checks {
+		if c.Error != "" {
+			failed = append(failed, c)
+		}
 	}
-	return time.Since(t).Round(time.Second).String() + " ago"
+	return failed
 }
 
-// daysLeft is the number of whole days until t; negative when it has passed.
-func daysLeft(t time.Time) int { return int(time.Until(t).Hours() / 24) }
+// Passed names the checks that pass.
+func (d *indexData) Passed() string {
+	var names []string
+	for _, c := range d.Checks {
+		if c.Error == "" {
+			names = append(names, c.Name)
+		}
+	}
+	return strings.Join(names, ", ")
+}
 
-// byteSize renders a size in binary units.
-func byteSize(n int64) string {
-	const units = "KMGTPE"
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
+// Worst are the problems that are shown, and Rest how many are not.
+func (d *indexData) Worst() []vitals.Problem { return d.Problems[:min(len(d.Problems), shownProblems)] }
+func (d *indexData) Rest() int               { return len(d.Problems) - len(d.Worst()) }
+
+// ListenerTable, CertificateTable, RejectionTable and BounceTable are the tables of the index.
+func (d *indexData) ListenerTable() *table {
+	t := &table{Columns: columns("address", "mode", "#open", "#total"), Empty: "none: no mail can come in", Wide: true}
+	for _, l := range d.Listeners[:min(len(d.Listeners), shownListeners)] {
+		t.Rows = append(t.Rows, []cell{txt(l.Address), txt(l.Mode), num(l.Open), num(l.Total)})
 	}
-	v, u := float64(n)/1024, 0
-	for v >= 1024 && u < len(units)-1 {
-		v, u = v/1024, u+1
+	return t
+}
+
+func (d *indexData) CertificateTable() *table {
+	t := &table{Columns: columns("certificate", "#days left"), Empty: "none: nobody can use TLS", Wide: true}
+	for _, c := range d.Certificates[:min(len(d.Certificates), shownCertificates)] {
+		t.Rows = append(t.Rows, []cell{{Text: c.Name, Href: "/debug/certs", Small: cut(strings.Join(c.Names, ", "), indexText)}, daysCell(c.NotAfter)})
 	}
-	return fmt.Sprintf("%.1f %ciB", v, units[u])
+	return t
+}
+
+// daysCell tells how many days are left, in the colour of how soon that is.
+func daysCell(t time.Time) cell {
+	left := daysLeft(t)
+	c := cell{Text: itoa(left), Class: "n"}
+	switch {
+	case left < 0:
+		c = cell{Text: "expired", Class: "bad"}
+	case left < 2:
+		c.Class = "bad"
+	case left < 21:
+		c.Class = "warn"
+	}
+	return c
+}
+
+func (d *indexData) RejectionTable() *table {
+	t := &table{Columns: columns("when", "client", "from and to", "reason"), Empty: "none yet"}
+	for _, r := range d.Rejections {
+		c := clock(r.At)
+		if r.Trace != [16]byte{} {
+			c.Href = "/debug/traces/" + r.Trace.String()
+		}
+		t.Rows = append(t.Rows, []cell{c, txt(cut(r.Client, 50)), {Text: cut(r.From, indexText/2), Small: cut(r.To, indexText/2)}, txt(cut(r.Reason, indexText))})
+	}
+	return t
+}
+
+func (d *indexData) BounceTable() *table {
+	t := &table{Columns: columns("when", "to", "reason"), Empty: "none yet"}
+	for _, f := range d.Bounces {
+		c := clock(f.At)
+		c.Href = "/debug/messages/" + string(f.ID)
+		t.Rows = append(t.Rows, []cell{c, txt(cut(f.To, indexText/2)), {Text: f.Reason, Small: cut(f.Text, indexText)}})
+	}
+	return t
+}
+
+// cut shortens a text for a place that has little room.
+func cut(s string, n int) string {
+	if len(s) > n {
+		return strings.ToValidUTF8(s[:n], "") + "…"
+	}
+	return s
+}
+
+// writeIndex is the index as text.
+func writeIndex(w io.Writer, _ *http.Request, data any) error {
+	d := data.(*indexData)
+	fmt.Fprintf(w, "chasquid %s on %s, %s, %s\nup %s, since %s\n\n", printable(d.Build.Version), printable(d.Host), d.Build.GoVersion, d.Platform,
+		span(time.Since(d.Started)), utc(d.Started))
+	if d.Ready {
+		fmt.Fprintf(w, "READY (%s)\n", d.Passed())
+	} else {
+		fmt.Fprintln(w, "NOT READY")
+		for _, c := range d.Failed() {
+			fmt.Fprintf(w, "  %s: %s\n", c.Name, printable(c.Error))
+		}
+	}
+	fmt.Fprintf(w, "\n## Problems now\n\n")
+	for _, p := range d.Problems {
+		fmt.Fprintf(w, "[%s] %s\n  since %s, see %s\n", p.Severity, printable(p.Text), ago(p.Since), p.Link)
+	}
+	if len(d.Problems) == 0 {
+		fmt.Fprintln(w, "none")
+	}
+	fmt.Fprintf(w, "\n## Now (most of the last hour)\n\n")
+	cards := &table{Columns: columns("what", "#now", "#peak")}
+	for _, c := range d.Cards {
+		cards.Rows = append(cards.Rows, []cell{txt(c.Title), txt(c.Value), txt(c.Peak)})
+	}
+	cards.writeText(w)
+	for _, t := range []struct {
+		name  string
+		table *table
+	}{{"Listeners", d.ListenerTable()}, {"Certificates", d.CertificateTable()}, {"Last rejections", d.RejectionTable()}, {"Last bounces", d.BounceTable()}} {
+		fmt.Fprintf(w, "## %s\n\n", t.name)
+		t.table.writeText(w)
+	}
+	fmt.Fprintf(w, "%d domains, %d users; last reload %s %s\n\n", d.Domains, d.Users, ago(d.Reload.At), printable(d.Reload.Error))
+	for _, g := range d.Groups {
+		fmt.Fprintf(w, "## %s\n\n", g.Name)
+		for _, l := range g.Links {
+			fmt.Fprintf(w, "%-22s %s\n", l.Path, l.About)
+		}
+		fmt.Fprintln(w)
+	}
+	return nil
 }

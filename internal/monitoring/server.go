@@ -7,10 +7,11 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/monitoring/vitals"
 	"blitiri.com.ar/go/log"
 	"golang.org/x/net/netutil"
 )
@@ -26,58 +27,42 @@ const (
 	shutdownTimeout   = 2 * time.Second
 )
 
-// Page is one page of the server. Components make the handlers; the wiring lists them.
-type Page struct {
-	Path    string // "/debug/queue"
-	Method  string // GET when empty (HEAD included)
-	Title   string // in the index; a page without title is not listed
-	About   string // one sentence for the index
-	Group   string // index section
-	Public  bool   // seen by peers that are neither on loopback nor authenticated
-	Handler http.Handler
-	Subtree bool // the handler also serves everything below Path
-}
-
-// Build says what is running.
-type Build struct {
-	Version    string
-	SourceDate time.Time
-	GoVersion  string
-}
-
-// Config of a Server. Everything a page shows comes from here; the server reads no state of other packages by itself.
-type Config struct {
-	Hostname     string
-	AllowedHosts []string // further names accepted in Host on loopback
-	Build        Build
-	Started      time.Time
-	Pages        []Page
-	Checks       []Check
-	Status       func() Status // for the index
-	Exit         func()        // called by POST /exit after the reply is out
-	Metrics      *expvarom.Registry
-}
-
 // Server serves the pages.
 type Server struct {
-	conf     Config
-	mux      *http.ServeMux
-	m        *metrics
-	exiting  atomic.Bool
-	handler  http.Handler
-	profiles profileGate
+	conf      Config
+	mux       *http.ServeMux
+	m         *metrics
+	exiting   atomic.Bool
+	handler   http.Handler
+	profiles  profileGate
+	views     []*view
+	rendering chan struct{}
+	checks    []*checkRun
+	web       *webConfig // nil: no credentials are known
+	vitals    *vitals.Sampler
+	problems  atomic.Pointer[[]vitals.Problem]
+	began     time.Time
+	stopping  chan struct{} // closed when Serve is to end
+	stop      sync.Once
+
+	goroutines goroutineWatch
 }
 
 // New makes a server; Serve runs it.
 func New(conf Config) *Server {
-	s := &Server{conf: conf, mux: http.NewServeMux(), m: newMetrics(conf.Metrics)}
-	s.mux.Handle("GET /{$}", http.HandlerFunc(s.index))
+	s := &Server{conf: conf, mux: http.NewServeMux(), m: newMetrics(conf.Metrics), rendering: make(chan struct{}, maxRendering),
+		vitals: vitals.New(), began: time.Now(), stopping: make(chan struct{})}
+	s.addIndex()
 	s.addHealth()
 	s.addProfiles()
-	s.addRuntime()
+	s.addGoroutines()
+	s.addSettings()
 	s.mux.Handle("POST /exit", http.HandlerFunc(s.exit))
 	for _, p := range conf.Pages {
 		s.add(p)
+	}
+	if conf.WebConfig != "" {
+		s.web = &webConfig{conf.WebConfig}
 	}
 	s.handler = s.guard(s.mux)
 	return s
@@ -108,19 +93,29 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		MaxHeaderBytes:    maxHeaderBytes,
 		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
-	stopped := make(chan error, 1)
-	go func() {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.watch(ctx) })
+	wg.Go(func() { s.goroutines.run(ctx) })
+	wg.Go(func() {
 		<-ctx.Done()
+		s.stop.Do(func() { close(s.stopping) })
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
 		if err := srv.Shutdown(end); err != nil {
 			srv.Close()
 		}
-		stopped <- nil
-	}()
-	err := srv.Serve(netutil.LimitListener(l, maxConnections))
+	})
+	var err error
+	if l = netutil.LimitListener(l, maxConnections); s.conf.WebConfig != "" {
+		err = serveWeb(l, srv, s.conf.WebConfig)
+	} else {
+		err = srv.Serve(l)
+	}
+	cancel()
+	wg.Wait()
 	if errors.Is(err, http.ErrServerClosed) {
-		return <-stopped
+		return nil
 	}
 	return err
 }

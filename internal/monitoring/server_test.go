@@ -177,7 +177,7 @@ func TestEscaping(t *testing.T) {
 	_, url := serve(t, Config{Hostname: evil, Checks: []Check{{"config", func(context.Context) error { return errors.New(evil) }}},
 		Status: func() Status {
 			return Status{Listeners: []ListenerStatus{{Address: evil, Mode: evil}}, Certificates: []CertificateStatus{{Name: evil, Names: []string{evil}}},
-				ReloadErr: errors.New(evil), Traffic: []Figure{{Label: evil, Value: 1}}, Rejections: []Rejection{{Client: evil, From: evil, To: evil, Reason: evil}}}
+				ReloadErr: errors.New(evil), Rejections: []Rejection{{Client: evil, From: evil, To: evil, Reason: evil}}}
 		}})
 	if _, body := get(t, url+"/"); strings.Contains(body, "<script") {
 		t.Error("markup from outside reached the index unescaped")
@@ -246,13 +246,15 @@ func TestGoroutines(t *testing.T) {
 		go func() { <-stop }()
 	}
 	for deadline := time.Now().Add(5 * time.Second); ; {
-		for _, g := range goroutineGroups() {
+		stacks, _ := allStacks()
+		groups := groupStacks(stacks).Groups
+		for _, g := range groups {
 			if g.Count == 7 && strings.Contains(g.Stack, "TestGoroutines") && g.State == "chan receive" {
 				return
 			}
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the seven goroutines are not one group: %+v", goroutineGroups())
+			t.Fatalf("the seven goroutines are not one group: %+v", groups)
 		}
 	}
 }

@@ -1,0 +1,184 @@
+package vitals
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/trace"
+)
+
+func escape(s string) string { return url.QueryEscape(s) }
+
+// resolver: the DNS does not answer.
+func resolver(s *Sampler, e *Evidence) []Problem {
+	const family = "chasquid_dns_lookups_total"
+	by := s.grewBy(family, "result", 5*time.Minute, "result", "timeout|temporary|error")
+	all := s.grew(family, 5*time.Minute)
+	if n := total(by); n < 3 || n <= 0.1*all {
+		return nil
+	}
+	where := ""
+	if len(e.Resolvers) > 0 {
+		where = " The servers asked are " + strings.Join(e.Resolvers, ", ") + "."
+	}
+	return one("ChasquidDNSFailing", Page, "/debug/dns", trace.ID{}, "The DNS fails: %.0f of %s of the last 5 minutes got no answer (%s).%s", total(by), plural(all, "look-up"), listing(by), where)
+}
+
+// hooksBroken: hooks that do not do their work.
+func hooksBroken(s *Sampler, _ *Evidence) (list []Problem) {
+	const family = "chasquid_hook_runs_total"
+	all := s.grewBy(family, "hook", 10*time.Minute)
+	for hook, n := range s.grewBy(family, "hook", 10*time.Minute, "result", "timeout|bad_output|exec_error") {
+		if n > 0.05*all[hook] {
+			how := s.grewBy(family, "result", 10*time.Minute, "hook", hook, "result", "timeout|bad_output|exec_error")
+			list = append(list, one("ChasquidHookBroken", Page, "/debug/traces?family=Hook&errors=1", trace.ID{}, "The hook %s is broken: %.0f of %s of the last 10 minutes failed (%s).", hook, n, plural(all[hook], "run"), listing(how))...)
+		}
+	}
+	return list
+}
+
+// stuck: operations that do not come to an end.
+func stuck(_ *Sampler, e *Evidence) (list []Problem) {
+	count := map[trace.Family]int{}
+	for _, o := range e.Stuck {
+		count[o.Family]++
+		if count[o.Family] > 1 {
+			continue
+		}
+		switch o.Family {
+		case trace.Hook:
+			list = append(list, one("ChasquidHookHung", Page, "/debug/traces?family=Hook&state=active", o.Trace, "A hook hangs: %s has been running for %s.", o.Title, short(o.For))...)
+		case trace.DeliveryLocal, trace.DeliveryPipe:
+			list = append(list, one("ChasquidDeliveryStaleBudgetBurn", Ticket, "/debug/traces?state=active&family="+o.Family.String(), o.Trace, "A local delivery hangs: %s has been running for %s.", o.Title, short(o.For))...)
+		}
+	}
+	return list
+}
+
+// unsigned: mail leaves without our signature.
+func unsigned(s *Sampler, _ *Evidence) []Problem {
+	n := s.grew("chasquid_dkim_signatures_total", 30*time.Minute, "result", "error")
+	if n == 0 {
+		return nil
+	}
+	return one("ChasquidDKIMSignErrors", Ticket, "/debug/domains", trace.ID{}, "%s of the last 30 minutes could not be signed with DKIM.", plural(n, "message"))
+}
+
+// certificates: what has ended, or will soon.
+func certificates(_ *Sampler, e *Evidence) (list []Problem) {
+	for _, c := range e.Certificates {
+		left := c.NotAfter.Sub(e.Now)
+		switch {
+		case left < 0:
+			list = append(list, one("ChasquidCertExpires2d", Page, "/debug/certs#"+escape(c.Name), trace.ID{}, "The certificate %s expired %s ago, on %s. Clients and other servers turn away, or send unprotected. Renew it; it is loaded by itself.", c.Name, short(-left), c.NotAfter.UTC().Format(time.DateTime))...)
+		case left < 48*time.Hour:
+			list = append(list, one("ChasquidCertExpires2d", Page, "/debug/certs#"+escape(c.Name), trace.ID{}, "The certificate %s expires in %s.", c.Name, short(left))...)
+		case left < 21*24*time.Hour:
+			list = append(list, one("ChasquidCertExpires21d", Ticket, "/debug/certs#"+escape(c.Name), trace.ID{}, "The certificate %s expires in %s.", c.Name, short(left))...)
+		}
+	}
+	return list
+}
+
+func certificateFiles(s *Sampler, _ *Evidence) []Problem {
+	by := s.grewBy("chasquid_tls_certificate_load_errors_total", "name", time.Hour)
+	if len(by) == 0 {
+		return nil
+	}
+	return one("ChasquidCertLoadErrors", Ticket, "/debug/log?q=certificate", trace.ID{}, "Certificates could not be loaded in the last hour (times: %s); the ones loaded before are used on.", listing(by))
+}
+
+func reloading(_ *Sampler, e *Evidence) []Problem {
+	if e.ReloadErr == "" {
+		return nil
+	}
+	return one("ChasquidReloadFailed", Ticket, "/debug/log?q=reload", trace.ID{}, "The last reload failed, what was loaded before is in use: %s", e.ReloadErr)
+}
+
+func panics(s *Sampler, _ *Evidence) []Problem {
+	by := s.grewBy("chasquid_panics_total", "component", time.Hour)
+	if len(by) == 0 {
+		return nil
+	}
+	return one("ChasquidPanic", Ticket, "/debug/log?q=panic", trace.ID{}, "A bug was hit and survived in the last hour (%s). The log has the stack: please report it.", listing(by))
+}
+
+func history(s *Sampler, _ *Evidence) []Problem {
+	lost := s.grew("chasquid_history_errors_total", 10*time.Minute) + s.grew("chasquid_history_events_dropped_total", 10*time.Minute)
+	if lost == 0 {
+		return nil
+	}
+	return one("ChasquidHistoryLossy", Info, "/debug/log?q=history", trace.ID{}, "The history of messages has gaps: %.0f errors and dropped events in the last 10 minutes. Mail is not affected.", lost)
+}
+
+func logging(s *Sampler, _ *Evidence) []Problem {
+	by := s.grewBy("chasquid_log_write_errors_total", "log", 10*time.Minute)
+	if len(by) == 0 {
+		return nil
+	}
+	return one("ChasquidLogWriteErrors", Ticket, "/debug/log", trace.ID{}, "Log lines could not be written in the last 10 minutes (%s).", listing(by))
+}
+
+func overflow(s *Sampler, _ *Evidence) []Problem {
+	by := s.grewBy("chasquid_metrics_label_overflow_total", "metric", time.Hour)
+	name, n := largest(by)
+	if n <= 100 {
+		return nil
+	}
+	return one("ChasquidLabelOverflow", Info, "/debug/metrics?q="+escape(name), trace.ID{}, "Somebody sends what the protocol does not know: %.0f unknown values of %s in the last hour.", n, name)
+}
+
+// leak: goroutines grow and grow.
+func leak(s *Sampler, _ *Evidence) []Problem {
+	day := s.long("goroutines")
+	const six = int(6 * time.Hour / LongStep)
+	if len(day) < six {
+		return nil
+	}
+	first, last := float64(day[len(day)-six]), float64(day[len(day)-1])
+	if last <= 5000 || last-first <= 600 {
+		return nil
+	}
+	return one("ChasquidGoroutineLeak", Ticket, "/debug/goroutines", trace.ID{}, "Goroutines grew from %.0f to %.0f in the last 6 hours.", first, last)
+}
+
+// clock: somebody set it.
+func clock(s *Sampler, _ *Evidence) []Problem {
+	if s.jump == 0 || s.mono-s.jumpAt > 30*time.Minute {
+		return nil
+	}
+	way := "forward"
+	if s.jump < 0 {
+		way = "back"
+	}
+	return one("ChasquidClockJump", Ticket, "/debug/queue?sort=next", trace.ID{}, "The clock of this machine was set %s by %s, %s ago. Times of retries, ages in the queue and the validity of certificates follow the clock.", way, short(s.jump.Abs()), short(s.mono-s.jumpAt))
+}
+
+func selfcheck(s *Sampler, _ *Evidence) (list []Problem) {
+	for _, t := range s.windows["chasquid_selfcheck_status"].cells {
+		if t.last == 0 {
+			list = append(list, one("ChasquidSelfcheckFailed", Ticket, "/debug/domains", trace.ID{}, "The DNS is not as it should be: the check %s of %s fails.", t.label("check"), t.label("domain"))...)
+		}
+	}
+	return list
+}
+
+// stale: loops that should have run.
+func stale(s *Sampler, e *Evidence) (list []Problem) {
+	for _, c := range []struct {
+		family, alert, what string
+		sev                 Severity
+		limit               time.Duration
+	}{
+		{"chasquid_sts_cache_last_refresh_timestamp_seconds", "ChasquidSTSRefreshStalled", "The MTA-STS policies were not refreshed", Ticket, 48 * time.Hour},
+		{"chasquid_canary_last_success_timestamp_seconds", "ChasquidCanaryStale", "The test message that goes round did not arrive", Page, 15 * time.Minute},
+	} {
+		at := s.now(c.family, "")[""]
+		if age := e.Now.Sub(time.Unix(int64(at), 0)); at > 0 && age > c.limit {
+			list = append(list, one(c.alert, c.sev, "/debug/sts", trace.ID{}, "%s for %s.", c.what, fmt.Sprint(short(age)))...)
+		}
+	}
+	return list
+}
