@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"os"
 	"time"
@@ -9,8 +8,11 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/aliases"
 	"blitiri.com.ar/go/chasquid/internal/config"
+	"blitiri.com.ar/go/chasquid/internal/dkim"
+	"blitiri.com.ar/go/chasquid/internal/dmarc"
 	"blitiri.com.ar/go/chasquid/internal/policy"
 	"blitiri.com.ar/go/chasquid/internal/smtpsrv"
+	"blitiri.com.ar/go/chasquid/internal/spf"
 )
 
 // tlsForClients gives the SMTP server the certificates of the present domains.
@@ -19,45 +21,39 @@ func (s *server) tlsForClients(cfg *smtpsrv.Config) {
 	cfg.TLS = func(*tls.ClientHelloInfo) (*tls.Config, error) { return c, nil }
 }
 
-// checks gives the SMTP server its checks, in the order in which they run.
+// checks gives the SMTP server its checks, in the order in which they run: what is cheap and final first, what others build on before
+// them, and the hook, which sees all their headers, last.
 func (s *server) checks(cfg *smtpsrv.Config) error {
 	match, err := policy.ParseMatch(s.conf.GetSenderLoginMatch())
 	if err != nil {
 		return err
 	}
-	sender := &policy.Sender{Match: match, Owns: s.owns, Resolver: s.dns}
+	sender := &policy.Sender{Match: match, Owns: s.aliases.Owns, Resolver: s.dns}
 	s.rate = policy.NewRate(rateLimits(s.conf))
 	recipient := &policy.Recipient{Local: s.domains.IsLocal, Exists: s.aliases.Exists, Primary: s.primaryDomain, ErrorReply: aliases.Reply}
 	if rw := s.sending.rewriter; rw != nil {
 		recipient.Reverse = func(a address.Address) (address.Address, error) { return rw.Reverse(a, time.Now()) }
 	}
-	level := policy.NewLevel(s.levels, s.reg)
 	hook := policy.NewHook(policy.HookConfig{Path: postDataHook, Environ: os.Environ(), Timeout: s.conf.Time.PostDataHook, Local: s.domains.IsLocal,
 		Expand: s.aliases.Expand, Metrics: s.reg})
-	cfg.MailChecks = []policy.MailCheck{sender, s.rate, level}
+	cfg.MailChecks = []policy.MailCheck{
+		sender,
+		policy.NewSPF(spf.New(spf.Config{Resolver: s.dns, Metrics: s.reg})),
+		policy.NewLevel(s.levels, s.reg),
+		s.rate,
+	}
 	cfg.RcptChecks = []policy.RcptCheck{recipient, s.rate}
-	cfg.BodyChecks = []policy.BodyCheck{sender, hook}
+	cfg.BodyChecks = []policy.BodyCheck{
+		policy.NewDKIMVerify(dkim.NewVerifier(s.dns, s.reg)),
+		policy.NewDMARC(dmarc.New(s.dns, s.reg), s.conf.GetDmarcEnforce()),
+		sender,
+		policy.NewDKIMSign(s.signer),
+		hook,
+	}
 	return nil
 }
 
 func rateLimits(conf *config.Config) policy.Limits {
 	r := conf.GetSubmissionRate()
 	return policy.Limits{Messages: int(r.GetMessagesPerHour()), Recipients: int(r.GetRecipientsPerHour())}
-}
-
-// owns reports whether mail for from ends at the user: that is who may send as it.
-func (s *server) owns(ctx context.Context, user, from address.Address) (bool, error) {
-	if !s.domains.IsLocal(from.Domain) {
-		return false, nil
-	}
-	rcpts, err := s.aliases.Resolve(ctx, from)
-	if err != nil {
-		return false, err
-	}
-	for _, r := range rcpts {
-		if r.To == user {
-			return true, nil
-		}
-	}
-	return false, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/url"
+	"os"
 	"path/filepath"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
@@ -31,13 +32,18 @@ const (
 func (s *server) loadUsers(ctx context.Context) error {
 	var fallback auth.Backend
 	if s.conf.GetDovecotAuth() {
-		fallback = dovecot.New(dovecot.Config{UserDB: s.conf.GetDovecotUserdbPath(), Client: s.conf.GetDovecotClientPath()})
+		s.dovecot = dovecot.New(dovecot.Config{UserDB: s.conf.GetDovecotUserdbPath(), Client: s.conf.GetDovecotClientPath()})
+		fallback = s.dovecot
+		log.Infof("Users that the domains' files do not know are looked up in Dovecot")
+		if err := s.dovecot.Probe(ctx); err != nil {
+			log.Errorf("Dovecot does not answer: %v (its users cannot log in until it does)", err)
+		}
 	}
 	s.auth = auth.New(auth.Config{Fallback: fallback})
 	s.aliases = aliases.New(aliases.Config{SuffixSeparators: s.conf.GetSuffixSeparators(), DropCharacters: s.conf.GetDropCharacters(),
 		Local: s.domains.IsLocal, User: s.auth.Exists, First: s.auth.First, Primary: s.primaryDomain, Hook: aliasHook,
-		HookTimeout: s.conf.Time.AliasHook, Metrics: s.reg})
-	if err := errors.Join(s.loadDomainFiles(ctx)); err != nil {
+		HookEnv: os.Environ(), HookTimeout: s.conf.Time.AliasHook, Metrics: s.reg})
+	if err := s.loadDomainFiles(ctx); err != nil {
 		return err
 	}
 	log.Infof("Loading domains:")
@@ -117,12 +123,12 @@ func (s *server) signNotice(ctx context.Context, domain string, content io.Reade
 	if !ok {
 		return nil, errors.New("the notice cannot be read twice")
 	}
-	return s.signer().SignMessage(ctx, domain, seeker)
+	return s.signer.SignMessage(ctx, domain, seeker)
 }
 
-// signer signs with the keys of the present domains.
-func (s *server) signer() *dkim.Signer {
-	return dkim.NewSigner(func(domain string) []dkim.Key {
+// makeSigner makes what signs with the keys of the present domains.
+func (s *server) makeSigner(context.Context) error {
+	s.signer = dkim.NewSigner(func(domain string) []dkim.Key {
 		d := s.domains.Current().Domain(domain)
 		if d == nil {
 			return nil
@@ -133,6 +139,7 @@ func (s *server) signer() *dkim.Signer {
 		}
 		return keys
 	}, s.reg)
+	return nil
 }
 
 // openControl makes the control socket with the methods of existing tools.

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
@@ -167,9 +166,6 @@ func (out *sending) password(target string) (string, error) {
 	}
 	return p, nil
 }
-
-// run runs the loops of the way out until ctx ends.
-func (out *sending) run(ctx context.Context, wg *sync.WaitGroup) {}
 
 // close ends the idle connections.
 func (out *sending) close() { out.smtp.Close() }

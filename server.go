@@ -14,8 +14,10 @@ import (
 
 	"blitiri.com.ar/go/chasquid/internal/aliases"
 	"blitiri.com.ar/go/chasquid/internal/auth"
+	"blitiri.com.ar/go/chasquid/internal/auth/dovecot"
 	"blitiri.com.ar/go/chasquid/internal/config"
 	"blitiri.com.ar/go/chasquid/internal/control"
+	"blitiri.com.ar/go/chasquid/internal/dkim"
 	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/domaininfo"
 	"blitiri.com.ar/go/chasquid/internal/domains"
@@ -29,6 +31,8 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/queue/spool"
 	"blitiri.com.ar/go/chasquid/internal/reload"
 	"blitiri.com.ar/go/chasquid/internal/smtpsrv"
+	"blitiri.com.ar/go/chasquid/internal/sts"
+	"blitiri.com.ar/go/chasquid/internal/supervise"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
@@ -53,7 +57,10 @@ type server struct {
 	auth      *auth.Authenticator
 	aliases   *aliases.Resolver
 	reload    *reload.Runner
+	dovecot   *dovecot.Client // nil: not used
+	signer    *dkim.Signer
 	levels    *domaininfo.DB
+	sts       *sts.Cache
 	rate      *policy.Rate
 	sending   *sending
 	store     *spool.Store
@@ -63,6 +70,8 @@ type server struct {
 	sockets   *listen.Sockets
 	monitor   *monitoring.Server
 	control   *control.Server
+
+	supervisor *supervise.Supervisor
 
 	exit     context.CancelFunc // asks the server to stop
 	draining chan struct{}      // closed when it does
@@ -77,7 +86,7 @@ func newServer(ctx context.Context, f *flags, conf *config.Config, b build) (*se
 	s.describeBuild()
 	ctx = trace.WithRecorder(ctx, s.rec)
 	for _, step := range []func(context.Context) error{
-		s.openMailLog, s.loadDomains, s.loadUsers, s.openData, s.makeSending, s.makeReceiving, s.openControl,
+		s.openMailLog, s.loadDomains, s.loadUsers, s.makeSigner, s.openData, s.makeSending, s.makeReceiving, s.openControl,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -147,6 +156,7 @@ func (s *server) openData(ctx context.Context) error {
 // serve runs everything until ctx ends, then stops it in order: receiving, delivering, the store, and what explains it last.
 func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
 	s.exit = stop
+	s.supervisor = supervise.New(supervise.FromEnvironment(s.probes()...))
 	base := trace.WithRecorder(context.WithoutCancel(ctx), s.rec)
 	explain, stopExplain := context.WithCancel(base)
 	defer stopExplain()
@@ -170,7 +180,9 @@ func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
 	err := s.listen(base, &receiving)
 	if err == nil {
 		s.signals(ctx)
+		s.supervisor.Ready("serving")
 		<-ctx.Done()
+		s.supervisor.Stopping()
 		stop() // a second signal ends the process at once
 		log.Infof("Stopping: no new connections, running transactions may finish")
 	}
@@ -179,6 +191,9 @@ func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
 	stopDeliver()
 	delivering.Wait()
 	s.sending.close()
+	if s.dovecot != nil {
+		s.dovecot.Close()
+	}
 	err = errors.Join(err, s.store.Close())
 	stopExplain()
 	explaining.Wait()
@@ -200,13 +215,14 @@ func (s *server) drain(ctx context.Context, receiving *sync.WaitGroup) {
 func (s *server) background(ctx context.Context, wg *sync.WaitGroup) {
 	wg.Go(func() { s.reload.Run(ctx) })
 	wg.Go(func() { s.levels.Run(ctx) })
+	wg.Go(func() { s.sts.Run(ctx) })
 	wg.Go(func() { tuneGC(ctx) })
 	wg.Go(func() {
 		if err := s.control.Serve(ctx); err != nil {
 			log.Errorf("%v", err)
 		}
 	})
-	s.sending.run(ctx, wg)
+	wg.Go(func() { s.supervisor.Run(ctx) })
 }
 
 // roles are the listeners the settings ask for.
@@ -269,6 +285,34 @@ func (s *server) hangup(ctx context.Context) {
 	if err := s.maillog.Reopen(); err != nil {
 		log.Errorf("reopening the mail log: %v", err)
 	}
+	s.supervisor.Reloading()
+	defer s.supervisor.Ready("serving")
+	if err := s.levels.Reload(ctx); err != nil {
+		log.Errorf("reloading the TLS levels of domains: %v", err)
+	}
 	// What could not be loaded stays as it was; the runner has logged why.
 	_ = s.reload.Now(trace.WithRecorder(ctx, s.rec), reload.Signal)
+}
+
+// probes are what feeds systemd's watchdog: the parts that must make progress for mail to flow.
+func (s *server) probes() []supervise.Probe {
+	return []supervise.Probe{
+		{Name: "queue", Check: func(ctx context.Context) error {
+			s.queue.Stats() // takes the scheduler's lock
+			return nil
+		}},
+		{Name: "listeners", Check: s.probeListener},
+	}
+}
+
+// probeListener connects to our own first listener over loopback and waits for the connection to be taken.
+func (s *server) probeListener(ctx context.Context) error {
+	before := int64(-1)
+	for _, l := range s.smtp.Listeners() {
+		before = max(before, l.Total)
+	}
+	if before < 0 {
+		return errors.New("no SMTP listener is open")
+	}
+	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/domaininfo"
 	"blitiri.com.ar/go/chasquid/internal/monitoring"
+	"blitiri.com.ar/go/chasquid/internal/sts"
 	"blitiri.com.ar/go/chasquid/internal/tlspolicy"
 )
 
@@ -28,10 +29,13 @@ func (s *server) openState(ctx context.Context, dir string) error {
 	if s.levels, err = domaininfo.Open(ctx, domaininfo.Config{Dir: filepath.Join(dir, "domaininfo")}); err != nil {
 		return fmt.Errorf("Error opening domain info database: %w", err)
 	}
+	if s.sts, err = sts.New(sts.Config{Resolver: s.dns, Dir: filepath.Join(dir, "sts-cache"), Metrics: s.reg}); err != nil {
+		return fmt.Errorf("Failed to initialize STS cache: %w", err)
+	}
 	return nil
 }
 
-func (s *server) tlsSources() []tlspolicy.Source         { return nil }
+func (s *server) tlsSources() []tlspolicy.Source         { return []tlspolicy.Source{s.sts} }
 func (s *server) tlsHostSources() []tlspolicy.HostSource { return nil }
 func (s *server) ledger() courier.Ledger                 { return s.levels }
 

@@ -70,6 +70,7 @@ type script struct {
 	zone  *zone.Zone
 	peers map[string][]*peer
 	how   map[string]string // of addresses: refuse, drop
+	mu    sync.Mutex        // held by dial
 	dials []string
 	wg    sync.WaitGroup
 	certs *testCerts
@@ -428,6 +429,8 @@ func (s *script) want(arg string, fields []string) error {
 }
 
 func (s *script) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.dials = append(s.dials, addr)
 	fail := func(err error) error { return &net.OpError{Op: "dial", Net: network, Err: err} }
 	switch s.how[addr] {
@@ -437,7 +440,9 @@ func (s *script) dial(ctx context.Context, network, addr string) (net.Conn, erro
 		delete(s.how, addr)
 		return nil, fail(os.NewSyscallError("connect", syscall.ECONNREFUSED))
 	case "drop":
+		s.mu.Unlock()
 		<-ctx.Done()
+		s.mu.Lock()
 		return nil, fail(ctx.Err())
 	}
 	for _, p := range s.peers[addr] {

@@ -266,7 +266,7 @@ const (
 // close ends the connection. If linger is set the client may still be sending.
 func (c *conn) close(linger bool) {
 	c.flush()
-	if tcp, ok := c.raw.(interface{ CloseWrite() error }); ok && linger && tcp.CloseWrite() == nil {
+	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && linger && half.CloseWrite() == nil {
 		c.raw.SetDeadline(time.Now().Add(lingerTime))
 		for n := 0; n < lingerBytes; {
 			k, err := c.raw.Read(c.buf)

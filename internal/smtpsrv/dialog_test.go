@@ -224,7 +224,7 @@ func (d *dialog) directive(w []string) error {
 	case "metric":
 		return d.metric(rest(2), arg(1))
 	case "hooked":
-		return d.lines(d.ts.hooked, rest(1))
+		return d.lines(d.ts.hooked.text, rest(1))
 	default:
 		return d.message(w[0], rest(1), arg(1), rest(2))
 	}

@@ -164,7 +164,13 @@ func (fakeSPF) Mail(_ context.Context, t *policy.Transaction) policy.Verdict {
 }
 
 // fakeHook refuses what says so and adds headers to what says so.
-type fakeHook struct{ seen *string }
+type fakeHook struct{ seen *lastSeen }
+
+// lastSeen is the last message a hook saw.
+type lastSeen struct {
+	mu   sync.Mutex
+	text string
+}
 
 func (fakeHook) Name() string { return "hook" }
 func (f fakeHook) Body(_ context.Context, t *policy.Transaction, c policy.Content) policy.Verdict {
@@ -173,7 +179,9 @@ func (f fakeHook) Body(_ context.Context, t *policy.Transaction, c policy.Conten
 		panic(fmt.Sprintf("content: %d bytes, size %d, %v", len(b), c.Size(), err))
 	}
 	if f.seen != nil {
-		*f.seen = string(t.ID) + "\n" + string(t.Prefix()) + string(b)
+		f.seen.mu.Lock()
+		f.seen.text = string(t.ID) + "\n" + string(t.Prefix()) + string(b)
+		f.seen.mu.Unlock()
 	}
 	switch {
 	case bytes.Contains(b, []byte("REJECT")):
@@ -258,7 +266,7 @@ type testServer struct {
 	l      [numModes]*queueListener
 	wg     sync.WaitGroup
 	cancel context.CancelFunc
-	hooked string
+	hooked lastSeen
 }
 
 func newTestServer(t testing.TB, change func(*Config)) *testServer {
@@ -276,8 +284,9 @@ func newTestServer(t testing.TB, change func(*Config)) *testServer {
 	ctx, cancel := context.WithCancel(context.Background())
 	ts.cancel = cancel
 	for m := range ts.l {
-		ts.l[m] = newQueueListener()
-		ts.wg.Go(func() { ts.srv.Serve(ctx, ts.l[m], Mode(m)) })
+		l := newQueueListener()
+		ts.l[m] = l
+		ts.wg.Go(func() { ts.srv.Serve(ctx, l, Mode(m)) })
 	}
 	return ts
 }

@@ -276,6 +276,9 @@ func TestD33AcceptErrors(t *testing.T) {
 		}
 		near.Close()
 		ql.Close()
+		synctest.Wait()
+		l.mu.Lock()
+		defer l.mu.Unlock()
 		for i := 2; i < 12; i++ {
 			gap, before := l.times[i].Sub(l.times[i-1]), l.times[i-1].Sub(l.times[i-2])
 			if gap > time.Second || gap < before {

@@ -10,6 +10,9 @@ import (
 // badChunk ends the session: without the size there is no telling the chunk's octets from commands.
 var badChunk = end(501, "5.5.4", "Malformed chunk size")
 
+// chunkTooLate answers the chunks of a message that was refused. A client that pipelines could not know, so it is no junk.
+var chunkTooLate = say(503, "5.5.1", "The message was refused; send RSET or MAIL")
+
 // bdat handles BDAT (RFC 3030 section 2). The octets of a chunk are always read, even those of a chunk that is refused, or they would be
 // taken for commands.
 func (s *session) bdat(arg []byte) answer {
@@ -53,8 +56,7 @@ func (s *session) chunkWanted() answer {
 		return answer{}
 	}
 	if tx.over {
-		// RFC 3030 section 2: after a failed chunk the rest of the message is not taken as a new one.
-		return bad(503, "5.5.1", "The message was refused; send RSET or MAIL")
+		return chunkTooLate
 	}
 	if a, ok := s.begin(tx); !ok {
 		return a

@@ -1,0 +1,5 @@
+//go:build race
+
+package smtpsrv
+
+const raceEnabled = true
