@@ -10,6 +10,7 @@ import (
 
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
 	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
 // countingIntake forgets messages but for their size.
@@ -43,12 +44,17 @@ func (d *countingDraft) Commit(context.Context, *mail.Envelope, []byte) (mail.ID
 // BenchmarkSession is one message of 2 KiB after the other on one connection over loopback, into an intake that does nothing: what the
 // protocol costs. A round trip for each group is in it.
 func BenchmarkSession(b *testing.B) {
+	b.Run("plain", func(b *testing.B) { benchSession(b, b.Context()) })
+	b.Run("traced", func(b *testing.B) { benchSession(b, trace.WithRecorder(b.Context(), trace.New(trace.Config{}))) })
+}
+
+func benchSession(b *testing.B, ctx context.Context) {
 	srv := New(Config{Hostname: "mx.example.test", Intake: &countingIntake{}, Metrics: expvarom.New(), MaxMails: 1 << 30})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
-	go srv.Serve(b.Context(), l, SMTP)
+	go srv.Serve(ctx, l, SMTP)
 	nc, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		b.Fatal(err)
