@@ -274,7 +274,7 @@ func (m *metrics) unknownCommand(mode Mode, name []byte) {
 }
 
 // command records how long a command took.
-func (m *metrics) command(_ Mode, v *verb, took time.Duration, id trace.ID) {
+func (m *metrics) command(v *verb, took time.Duration, id trace.ID) {
 	m.duration[v.index].ObserveTrace(took.Seconds(), id)
 }
 

@@ -264,7 +264,7 @@ func (s *session) answer(v *verb, a answer) bool {
 	if a.Code != 0 {
 		s.put(a.Reply)
 	}
-	s.srv.m.command(s.ln.mode, v, time.Since(s.thought), s.traceID())
+	s.srv.m.command(v, time.Since(s.thought), s.traceID())
 	if a.then == bye {
 		if s.end == endOpen {
 			s.end = endErrors

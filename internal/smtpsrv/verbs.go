@@ -31,21 +31,12 @@ type verb struct {
 	name string
 	run  func(s *session, arg []byte) answer
 
-	arg    argRule   // what is done about an argument before the verb sees it
-	hello  bool      // refused before EHLO or HELO (RFC 5321 section 4.1.4)
-	group  groupRule // what may follow it in the same packet (RFC 2920 section 3.1)
-	line   int       // bytes of the longest command line
-	secret bool      // the argument is not traced
-	index  int       // of its metrics
+	noArg bool      // an argument is refused with 501
+	hello bool      // refused before EHLO or HELO (RFC 5321 section 4.1.4)
+	group groupRule // what may follow it in the same packet (RFC 2920 section 3.1)
+	line  int       // bytes of the longest command line
+	index int       // of its metrics
 }
-
-type argRule uint8
-
-const (
-	anyArg  argRule = iota
-	noArg           // refused with 501
-	needArg         // refused with 501 without one
-)
 
 type groupRule uint8
 
@@ -67,15 +58,15 @@ const (
 var verbs = [...]verb{
 	{name: "MAIL", run: (*session).mail, hello: true, line: paramLine},
 	{name: "RCPT", run: (*session).rcpt, hello: true, line: paramLine},
-	{name: "DATA", run: (*session).data, hello: true, line: usualLine, arg: noArg, group: syncPoint},
+	{name: "DATA", run: (*session).data, hello: true, line: usualLine, noArg: true, group: syncPoint},
 	{name: "BDAT", run: (*session).bdat, line: usualLine},
 	{name: "EHLO", run: (*session).ehlo, line: usualLine, group: endGroup},
 	{name: "HELO", run: (*session).helo, line: usualLine, group: endGroup},
-	{name: "RSET", run: (*session).rset, line: usualLine, arg: noArg},
+	{name: "RSET", run: (*session).rset, line: usualLine, noArg: true},
 	{name: "NOOP", run: (*session).noop, line: usualLine},
-	{name: "QUIT", run: (*session).quit, line: usualLine, arg: noArg},
-	{name: "STARTTLS", run: (*session).starttls, line: usualLine, arg: noArg, group: syncPoint},
-	{name: "AUTH", run: (*session).auth, line: authLine, secret: true},
+	{name: "QUIT", run: (*session).quit, line: usualLine, noArg: true},
+	{name: "STARTTLS", run: (*session).starttls, line: usualLine, noArg: true, group: syncPoint},
+	{name: "AUTH", run: (*session).auth, line: authLine},
 	{name: "HELP", run: (*session).help, line: usualLine},
 	{name: "VRFY", run: (*session).notHere, line: usualLine, group: endGroup},
 	{name: "EXPN", run: (*session).notHere, line: usualLine, group: endGroup},
@@ -104,12 +95,17 @@ var verbIndex = func() map[string]*verb {
 
 // lineLimit returns how long a line with this start may be.
 func lineLimit(start []byte) int {
-	if len(start) > 5 && start[4] == ' ' {
+	var name [8]byte
+	n := copy(name[:], start)
+	for i, c := range name[:n] {
 		switch {
-		case bytes.EqualFold(start[:4], []byte("AUTH")):
-			return authLine
-		case bytes.EqualFold(start[:4], []byte("MAIL")), bytes.EqualFold(start[:4], []byte("RCPT")):
-			return paramLine
+		case c >= 'a' && c <= 'z':
+			name[i] = c - 'a' + 'A'
+		case c == ' ':
+			if v := verbIndex[string(name[:i])]; v != nil {
+				return v.line
+			}
+			return usualLine
 		}
 	}
 	return usualLine
@@ -121,7 +117,6 @@ var (
 	tooLong       = bad(500, "5.5.2", "Line too long") // RFC 5321 section 4.5.3.1.9
 	unknown       = bad(500, "5.5.1", "Unknown command")
 	takesNoArg    = bad(501, "5.5.4", "This command takes no argument")
-	needsArg      = bad(501, "5.5.4", "This command needs an argument")
 	sayHello      = bad(503, "5.5.1", "Please say EHLO or HELO first")
 	noSender      = bad(503, "5.5.1", "Sender not yet given")
 	outOfStep     = end(554, "5.5.1", "The client must wait for the reply to this command")
@@ -160,10 +155,8 @@ func (s *session) command(line []byte) (*verb, answer) {
 		}
 	}
 	switch {
-	case v.arg == noArg && cmd.Arg != nil:
+	case v.noArg && cmd.Arg != nil:
 		return v, takesNoArg
-	case v.arg == needArg && cmd.Arg == nil:
-		return v, needsArg
 	case v.hello && s.EHLO == "":
 		return v, sayHello
 	}
