@@ -224,6 +224,7 @@ func BenchmarkThroughput(b *testing.B) {
 			courier := courierFunc(func(_ context.Context, job mail.Job) []mail.Outcome { wait.Done(); return out })
 			conf := testConfig(store, courier)
 			conf.Metrics = expvarom.New()
+			conf.MaxItems = 3_000_000
 			q := New(conf)
 			stop := run(b, q)
 			fresh := Entry{Env: *envelope("a@them.test", "b@x.test"), Status: make([]RcptStatus, 1)}
@@ -237,11 +238,12 @@ func BenchmarkThroughput(b *testing.B) {
 					wait.Add(1)
 					d, err := q.Begin(ctx)
 					if err != nil {
-						b.Fatal(err)
+						panic(err)
 					}
 					e := *env
 					if _, err := d.Commit(ctx, &e, nil); err != nil {
-						b.Fatal(err)
+						b.Error(err)
+						wait.Done()
 					}
 				}
 			})
