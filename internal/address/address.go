@@ -52,6 +52,18 @@ func (a Address) String() string {
 	return l + "@" + a.Domain
 }
 
+// AppendTo appends what String returns to b.
+func (a Address) AppendTo(b []byte) []byte {
+	if a.IsNull() {
+		return b
+	}
+	b = append(b, quoteLocal(a.Local)...)
+	if a.Domain != "" {
+		b = append(append(b, '@'), a.Domain...)
+	}
+	return b
+}
+
 // Path renders the address in angle brackets, "<>" for the null address.
 func (a Address) Path() string { return "<" + a.String() + ">" }
 

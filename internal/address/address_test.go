@@ -236,3 +236,13 @@ func BenchmarkParse(b *testing.B) {
 		}
 	}
 }
+
+// TestAppendTo checks that the form without allocation is the same.
+func TestAppendTo(t *testing.T) {
+	for _, s := range []string{"", "a@b.test", `"a b"@b.test`, "postmaster", "x@[192.0.2.1]"} {
+		a := MustParse(s)
+		if got := string(a.AppendTo([]byte("to="))); got != "to="+a.String() {
+			t.Errorf("%q: AppendTo gives %q, String %q", s, got, a.String())
+		}
+	}
+}

@@ -2,10 +2,12 @@ package history
 
 import (
 	"encoding/binary"
+	"strconv"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/smtp"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 )
@@ -73,55 +75,41 @@ type Event struct {
 	disposition mail.Disposition
 }
 
-// appendEvent encodes e. names maps an address to what is kept of it: itself, or its hash.
-func appendEvent(b []byte, e *timeline.Event, names func(address.Address) string) []byte {
+// encoder writes events; hash replaces addresses by what is kept of them, nil keeps them.
+type encoder struct {
+	hash func(address.Address) string
+}
+
+// append encodes e. What the first event of a message says of it (sender, client, trace) is left out of the others.
+func (c encoder) append(b []byte, e *timeline.Event) []byte {
 	b = append(b, byte(e.Kind))
 	b = binary.AppendVarint(b, e.At.UnixMicro())
 	b = appendString(b, tagID, string(e.ID))
-	if e.Trace != (trace.ID{}) {
-		b = appendString(b, tagTrace, string(e.Trace[:]))
-	}
-	b = appendString(b, tagMode, e.Mode)
-	b = appendString(b, tagClient, e.Client)
-	b = appendString(b, tagUser, e.User)
-	b = appendString(b, tagMessageID, e.MessageID)
-	if e.Kind == timeline.Queued || !e.From.IsNull() {
-		b = appendString(b, tagFrom, names(e.From))
+	switch e.Kind {
+	case timeline.Queued, timeline.Refused, timeline.Auth:
+		b = c.appendOrigin(b, e)
 	}
 	for i, r := range e.Rcpts {
 		if i == maxRcpts {
 			break
 		}
-		b = appendString(b, tagRcpt, names(r))
+		b = c.appendAddress(b, tagRcpt, r)
 	}
 	if r := e.Rcpt; r != nil {
 		if r.Kind == mail.Pipe {
 			b = appendString(b, tagRcpt, r.Target())
 		} else {
-			b = appendString(b, tagRcpt, names(r.To))
+			b = c.appendAddress(b, tagRcpt, r.To)
 		}
 		if r.Orig != r.To {
-			b = appendString(b, tagOrig, names(r.Orig))
+			b = c.appendAddress(b, tagOrig, r.Orig)
 		}
 	}
 	b = appendInt(b, tagAttempt, int64(e.N))
-	if o := e.Outcome; o != nil {
-		b = append(b, tagDisposition, 1, byte(o.Disposition))
-		if o.Reason != mail.ReasonNone {
-			b = append(b, tagReason, 1, byte(o.Reason))
-		}
-		if !o.Reply.IsZero() {
-			b = appendString(b, tagReply, o.Reply.String())
-		}
-		b = appendString(b, tagMTA, o.MTA)
-		b = appendString(b, tagTLS, o.TLS)
-		if o.Err != nil {
-			b = appendString(b, tagError, o.Err.Error())
-		}
+	if e.Outcome != nil {
+		b = appendOutcome(b, e.Outcome)
 	}
-	if !e.Reply.IsZero() {
-		b = appendString(b, tagReply, e.Reply.String())
-	}
+	b = appendReply(b, e.Reply)
 	b = appendInt(b, tagSize, e.Size)
 	b = appendInt(b, tagWait, int64(e.Wait))
 	b = appendInt(b, tagTook, int64(e.Took))
@@ -131,6 +119,76 @@ func appendEvent(b []byte, e *timeline.Event, names func(address.Address) string
 		b = appendString(b, tagError, e.Err.Error())
 	}
 	return append(b, tagEnd)
+}
+
+func (c encoder) appendOrigin(b []byte, e *timeline.Event) []byte {
+	if e.Trace != (trace.ID{}) {
+		b = append(append(b, tagTrace, byte(len(e.Trace))), e.Trace[:]...)
+	}
+	b = appendString(b, tagMode, e.Mode)
+	b = appendString(b, tagClient, e.Client)
+	b = appendString(b, tagUser, e.User)
+	b = appendString(b, tagMessageID, e.MessageID)
+	if e.Kind == timeline.Queued || !e.From.IsNull() {
+		b = c.appendAddress(b, tagFrom, e.From)
+	}
+	return b
+}
+
+func appendOutcome(b []byte, o *mail.Outcome) []byte {
+	b = append(b, tagDisposition, 1, byte(o.Disposition))
+	if o.Reason != mail.ReasonNone {
+		b = append(b, tagReason, 1, byte(o.Reason))
+	}
+	b = appendReply(b, o.Reply)
+	b = appendString(b, tagMTA, o.MTA)
+	b = appendString(b, tagTLS, o.TLS)
+	if o.Err != nil {
+		b = appendString(b, tagError, o.Err.Error())
+	}
+	return b
+}
+
+func (c encoder) appendAddress(b []byte, tag byte, a address.Address) []byte {
+	if c.hash != nil && !a.IsNull() {
+		return appendString(b, tag, c.hash(a))
+	}
+	if a.IsNull() {
+		return append(b, tag, 2, '<', '>')
+	}
+	start := len(b)
+	return endField(a.AppendTo(append(b, tag, 0)), start)
+}
+
+func appendReply(b []byte, r smtp.Reply) []byte {
+	if r.IsZero() {
+		return b
+	}
+	start := len(b)
+	b = strconv.AppendInt(append(b, tagReply, 0), int64(r.Code), 10)
+	if r.Enh != (smtp.EnhancedCode{}) {
+		b = append(b, ' ')
+		for i, n := range r.Enh {
+			if i > 0 {
+				b = append(b, '.')
+			}
+			b = strconv.AppendUint(b, uint64(n), 10)
+		}
+	}
+	if r.Text != "" {
+		b = append(append(b, ' '), r.Text...)
+	}
+	return endField(b, start)
+}
+
+// endField puts the length of the field that began at start, a tag and a byte of room for the length, into its place.
+func endField(b []byte, start int) []byte {
+	n := len(b) - start - 2
+	if n < 0x80 {
+		b[start+1] = byte(n)
+		return b
+	}
+	return appendString(b[:start], b[start], string(b[start+2:]))
 }
 
 func appendString(b []byte, tag byte, s string) []byte {

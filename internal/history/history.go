@@ -29,6 +29,8 @@ const (
 	maxPending   = 20000    // messages whose events are held in memory until they end
 	maxEvents    = 64 << 10 // bytes of events kept of one message; what comes after is dropped and counted
 	trimEvery    = time.Minute
+	maxSpare     = 512     // used up records of pending messages that are kept for reuse
+	spareEvents  = 4 << 10 // bytes of events one of them may hold
 )
 
 // Config of a History. The zero value of a limit means its default.
@@ -46,6 +48,7 @@ type History struct {
 	conf Config
 	m    *metrics
 	key  []byte // of address hashes
+	enc  encoder
 
 	mu   sync.Mutex
 	buf  []byte // encoded events in order
@@ -55,6 +58,7 @@ type History struct {
 	done    chan struct{}
 	db      *database // owned by Run, but for reads
 	pending map[mail.ID]*pendingMessage
+	spare   []*pendingMessage // for reuse
 	current batch
 }
 
@@ -94,6 +98,9 @@ func Open(conf Config) (*History, error) {
 		failures: conf.Metrics.Counter("chasquid_history_errors_total", "Failed operations of the history database. Mail is not affected."),
 		messages: conf.Metrics.Counter("chasquid_history_messages_total", "Messages written to the history."),
 	}
+	if conf.HashAddresses {
+		h.enc.hash = func(a address.Address) string { return h.hash(a.String()) }
+	}
 	h.current.id = db.lastBatch() + 1
 	return h, nil
 }
@@ -109,7 +116,7 @@ func (h *History) Observe(e *timeline.Event) {
 		h.m.dropped.Inc()
 		return
 	}
-	h.buf = appendEvent(h.buf, e, h.name)
+	h.buf = h.enc.append(h.buf, e)
 	full := len(h.buf) > wakeBuffered
 	h.mu.Unlock()
 	if full {
@@ -118,14 +125,6 @@ func (h *History) Observe(e *timeline.Event) {
 		default:
 		}
 	}
-}
-
-// name is what is kept of an address.
-func (h *History) name(a address.Address) string {
-	if !h.conf.HashAddresses || a.IsNull() {
-		return a.LogString()
-	}
-	return h.hash(a.String())
 }
 
 func (h *History) hash(s string) string {
@@ -194,10 +193,11 @@ func (h *History) event(id mail.ID, kind timeline.Kind, b []byte, now time.Time)
 	}
 	p := h.pending[id]
 	if p == nil {
-		p = &pendingMessage{since: now}
+		p = h.newPending(now)
 		if kind != timeline.Queued && kind != timeline.Check {
-			p.events = h.db.live(id) // it lingered, or we were restarted
-			p.stored = p.events != nil
+			if events := h.db.live(id); events != nil { // it lingered, or we were restarted
+				p.events, p.stored = events, true
+			}
 		}
 		h.pending[id] = p
 	}
@@ -213,7 +213,21 @@ func (h *History) event(id mail.ID, kind timeline.Kind, b []byte, now time.Time)
 		if p.stored {
 			h.current.ended = append(h.current.ended, id)
 		}
+		if len(h.spare) < maxSpare && cap(p.events) <= spareEvents {
+			h.spare = append(h.spare, p)
+		}
 	}
+}
+
+// newPending returns an empty pendingMessage, a used one if there is one.
+func (h *History) newPending(now time.Time) *pendingMessage {
+	if n := len(h.spare); n > 0 {
+		p := h.spare[n-1]
+		h.spare = h.spare[:n-1]
+		*p = pendingMessage{events: p.events[:0], since: now}
+		return p
+	}
+	return &pendingMessage{since: now, events: make([]byte, 0, 1024)}
 }
 
 // add puts a finished message into the current batch.

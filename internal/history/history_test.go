@@ -245,7 +245,7 @@ func TestRemoteID(t *testing.T) {
 // FuzzDecode checks that no bytes of a damaged database can hurt.
 func FuzzDecode(f *testing.F) {
 	e := &timeline.Event{Kind: timeline.Queued, ID: "x", At: time.Unix(1, 0), From: address.MustParse("a@b.test"), Size: 7}
-	b := appendEvent(nil, e, address.Address.LogString)
+	b := encoder{}.append(nil, e)
 	f.Add(b)
 	f.Add(b[:len(b)-3])
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -232,7 +232,11 @@ func appendRefused(b []byte, e *timeline.Event) []byte {
 
 func appendAttempt(b []byte, e *timeline.Event) []byte {
 	b = append(appendFrom(append(b, e.ID...), e), " to="...)
-	b = appendText(b, e.Rcpt.Target())
+	if e.Rcpt.Kind == mail.Pipe {
+		b = appendText(b, e.Rcpt.Target())
+	} else {
+		b = appendAddress(b, e.Rcpt.To)
+	}
 	if e.Outcome.Disposition == mail.Delivered {
 		return append(b, " sent"...)
 	}
@@ -248,7 +252,7 @@ func appendAttempt(b []byte, e *timeline.Event) []byte {
 }
 
 func appendFrom(b []byte, e *timeline.Event) []byte {
-	return appendText(append(b, " from="...), e.From.LogString())
+	return appendAddress(append(b, " from="...), e.From)
 }
 
 func appendList(b []byte, as []address.Address) []byte {
@@ -257,9 +261,23 @@ func appendList(b []byte, as []address.Address) []byte {
 		if i > 0 {
 			b = append(b, ' ')
 		}
-		b = appendText(b, a.LogString())
+		b = appendAddress(b, a)
 	}
 	return append(b, ']')
+}
+
+func appendAddress(b []byte, a address.Address) []byte {
+	if a.IsNull() {
+		return append(b, "<>"...)
+	}
+	start := len(b)
+	b = a.AppendTo(b)
+	for _, c := range b[start:] {
+		if c < ' ' || c >= 0x7f {
+			return appendText(b[:start], string(b[start:]))
+		}
+	}
+	return b
 }
 
 // appendText appends s with everything that could break a line or a terminal escaped.
