@@ -60,10 +60,19 @@ func (l *Ledger) note(id, reply string) {
 	l.replies[strings.TrimSpace(reply)]++
 }
 
+// Refusals is the number of replies that were not positive.
+func (l *Ledger) Refusals() (n int) {
+	for _, k := range l.Replies() {
+		n += k
+	}
+	return n
+}
+
 // message makes a message that carries its id and the checksum of its body.
 func message(id string, size int) string {
 	var body strings.Builder
-	r := rand.New(rand.NewPCG(uint64(len(id)), uint64(size)))
+	seed := sha256.Sum256([]byte(id))
+	r := rand.New(rand.NewChaCha8(seed))
 	for body.Len() < size {
 		fmt.Fprintf(&body, "%s %016x%016x%016x\r\n", id, r.Uint64(), r.Uint64(), r.Uint64())
 	}
@@ -88,15 +97,16 @@ func Check(msg string) (id string, whole bool) {
 	return id, hex.EncodeToString(got[:]) == sum
 }
 
-// Sender sends messages to addr over one connection after another until stop is closed; what fails is tried again as a new message.
-func (l *Ledger) Sender(addr, prefix, rcpt string, size func() int, stop <-chan struct{}) {
+// Sender sends messages to addr, each to one of rcpts, over one connection after another until stop is closed; what fails is tried
+// again as a new message.
+func (l *Ledger) Sender(addr string, rcpts []string, size func() int, stop <-chan struct{}) {
 	for {
 		select {
 		case <-stop:
 			return
 		default:
 		}
-		if err := l.session(addr, prefix, rcpt, size, stop); err != nil {
+		if err := l.session(addr, rcpts, size, stop); err != nil {
 			select {
 			case <-stop:
 				return
@@ -106,7 +116,9 @@ func (l *Ledger) Sender(addr, prefix, rcpt string, size func() int, stop <-chan 
 	}
 }
 
-func (l *Ledger) session(addr, prefix, rcpt string, size func() int, stop <-chan struct{}) error {
+const perSession = 5 // messages
+
+func (l *Ledger) session(addr string, rcpts []string, size func() int, stop <-chan struct{}) error {
 	c, err := net.DialTimeout("tcp", addr, 2*time.Second)
 	if err != nil {
 		return err
@@ -114,40 +126,57 @@ func (l *Ledger) session(addr, prefix, rcpt string, size func() int, stop <-chan
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(60 * time.Second))
 	r := bufio.NewReader(c)
-	if _, err := reply(r); err != nil {
-		return err
+	if line, err := reply(r); err != nil || line[0] != '2' {
+		return fmt.Errorf("greeting: %s %v", line, err)
 	}
 	if _, err := command(c, r, "EHLO client.test"); err != nil {
 		return err
 	}
-	for range 5 {
+	for range perSession {
 		select {
 		case <-stop:
 			return nil
 		default:
 		}
-		id := fmt.Sprintf("%s-%06d", prefix, l.take())
-		for _, cmd := range []string{"MAIL FROM:<a@[127.0.0.1]>", "RCPT TO:<" + rcpt + ">", "DATA"} {
-			line, err := command(c, r, cmd)
-			if err != nil {
-				return err
-			}
-			if line[0] > '3' {
-				l.note(id, line)
-				return fmt.Errorf("%s: %s", cmd, line)
-			}
-		}
-		if _, err := io.WriteString(c, message(id, size())+".\r\n"); err != nil {
+		if err := l.send(c, r, rcpts[rand.IntN(len(rcpts))], size()); err != nil {
 			return err
 		}
-		line, err := reply(r)
+	}
+	return nil
+}
+
+// send sends one message, every other one with BDAT.
+func (l *Ledger) send(c net.Conn, r *bufio.Reader, rcpt string, size int) error {
+	n := l.take()
+	id := fmt.Sprintf("m-%07d", n)
+	cmds := []string{"MAIL FROM:<a@[127.0.0.1]>", "RCPT TO:<" + rcpt + ">", "DATA"}
+	text := message(id, size)
+	if n%2 == 0 {
+		cmds = cmds[:2]
+		text = fmt.Sprintf("BDAT %d LAST\r\n%s", len(text), text)
+	} else {
+		text += ".\r\n"
+	}
+	for _, cmd := range cmds {
+		line, err := command(c, r, cmd)
 		if err != nil {
 			return err
 		}
-		l.note(id, line)
-		if line[0] != '2' {
-			return fmt.Errorf("end of data: %s", line)
+		if line[0] > '3' {
+			l.note(id, line)
+			return fmt.Errorf("%s: %s", cmd, line)
 		}
+	}
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	line, err := reply(r)
+	if err != nil {
+		return err
+	}
+	l.note(id, line)
+	if line[0] != '2' {
+		return fmt.Errorf("end of data: %s", line)
 	}
 	return nil
 }
@@ -173,36 +202,4 @@ func reply(r *bufio.Reader) (string, error) {
 			return line, nil
 		}
 	}
-}
-
-// Verdict compares what was acknowledged with what was delivered.
-type Verdict struct {
-	Accepted, Delivered, Lost, Torn, Duplicates int
-	LostIDs                                     []string
-}
-
-// Judge compares the ledger with delivered messages.
-func (l *Ledger) Judge(delivered []string) Verdict {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	v := Verdict{Accepted: len(l.accepted)}
-	seen := map[string]int{}
-	for _, m := range delivered {
-		id, whole := Check(m)
-		if !whole {
-			v.Torn++
-		}
-		seen[id]++
-		if seen[id] > 1 {
-			v.Duplicates++
-		}
-	}
-	v.Delivered = len(seen)
-	for id := range l.accepted {
-		if seen[id] == 0 {
-			v.Lost++
-			v.LostIDs = append(v.LostIDs, id)
-		}
-	}
-	return v
 }
