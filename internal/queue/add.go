@@ -193,6 +193,7 @@ func (q *Queue) schedule(e *Entry, p *plan, now time.Time) (m uint32) {
 	} else if len(p.groups) == 0 {
 		x.at(m).flags |= closing
 	}
+	x.each(m, func(i int, r *ref) { r.quiet = r.status != Pending && !q.tellable(e, i, r) })
 	if x.allHeld(m) {
 		x.setState(m, held)
 	}

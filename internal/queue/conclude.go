@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/dsn"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/queue/sched"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
@@ -60,6 +61,9 @@ func (q *Queue) decide(m uint32, l *live, i int, o *mail.Outcome, now time.Time,
 	}
 	if st.Status != Pending {
 		q.index.setStatus(r, st.Status)
+		if r.quiet = !q.tellable(e, i, r); r.quiet && st.Status == Failed {
+			q.m.notice(dsn.Failure, noticeSuppressed)
+		}
 		q.m.final(r.transport, o, st.Attempts, now.Sub(e.Env.Arrived), e.Env.Trace)
 	}
 	l.dirty = append(l.dirty, i)
@@ -123,13 +127,18 @@ func (q *Queue) record(f func()) {
 // The order is the promise. Outcomes are written before a notice tells them, so that a recipient that a notice calls failed is never tried
 // again. Notices are durable before the message goes. A message that everybody got, and of which nobody is told, needs no outcomes written:
 // its removal says it all. Whatever cannot be written is tried again by tend, and the message stays (beyond X-1).
-func (q *Queue) conclude(ctx context.Context, m uint32, l *live) {
+//
+// While recipients are left, the sender is told of the others only if tell says so.
+func (q *Queue) conclude(ctx context.Context, m uint32, l *live, tell bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q.mu.Lock()
 	q.obey(m, l)
 	final := l.jobs == 1 && !q.index.pending(m)
-	notes := q.notes(m, l, final, time.Now())
+	var notes []note
+	if final || tell {
+		notes = q.notes(m, l)
+	}
 	q.mu.Unlock()
 
 	var notices []*live
@@ -141,7 +150,7 @@ func (q *Queue) conclude(ctx context.Context, m uint32, l *live) {
 		notice, err := q.notice(ctx, l, notes[i])
 		if ok = err == nil; ok {
 			notices = append(notices, notice)
-			q.notified(l, notes[i])
+			q.notified(m, l, notes[i])
 		}
 	}
 	switch {
@@ -158,11 +167,26 @@ func (q *Queue) conclude(ctx context.Context, m uint32, l *live) {
 	}
 }
 
+// complain logs what goes wrong with the store. When a disk fails, it does for many messages, every minute: some of them will do.
+func (q *Queue) complain(format string, a ...any) {
+	const perMinute = 20
+	minute := time.Now().Unix() / 60
+	if q.complaints.minute.Swap(minute) != minute {
+		q.complaints.n.Store(0)
+	}
+	switch n := q.complaints.n.Add(1); {
+	case n < perMinute:
+		log.Errorf(format, a...)
+	case n == perMinute:
+		log.Errorf(format+"; further ones of this minute are not logged", a...)
+	}
+}
+
 // erase removes the message from the store.
 func (q *Queue) erase(l *live) error {
 	err := q.conf.Store.Remove(l.entry.ID)
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		log.Errorf("queue: cannot remove message %s, trying again: %v", l.entry.ID, err)
+		q.complain("queue: cannot remove message %s, trying again: %v", l.entry.ID, err)
 		return err
 	}
 	return nil
@@ -260,7 +284,7 @@ func (q *Queue) save(l *live) error {
 		return nil
 	}
 	if err != nil {
-		log.Errorf("queue: cannot write the state of message %s, trying again: %v", l.entry.ID, err)
+		q.complain("queue: cannot write the state of message %s, trying again: %v", l.entry.ID, err)
 		q.mu.Lock()
 		l.dirty = append(dirty, l.dirty...)
 		q.mu.Unlock()

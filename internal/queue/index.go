@@ -12,7 +12,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/queue/sched"
 )
 
-// record is what memory holds of each message: 56 bytes without pointers, so that the garbage collector need not look at a million of them.
+// record is what memory holds of each message: 60 bytes without pointers, so that the garbage collector need not look at a million of them.
 type record struct {
 	id      idKey
 	chain   uint32 // the next record whose id has the same hash
@@ -23,9 +23,10 @@ type record struct {
 	rcpt    ref    // the only recipient; of several, index.many has them
 	state   msgState
 	flags   flags
+	stage   uint8 // how many of tellAges have passed
 }
 
-// ref is what memory holds of each recipient: 16 bytes.
+// ref is what memory holds of each recipient: 20 bytes.
 type ref struct {
 	hash      uint32 // of the mailbox; of a pipe, of the address that had it as alias
 	dom       uint32 // hash of its domain
@@ -34,6 +35,7 @@ type ref struct {
 	transport mail.Transport
 	reason    mail.Reason // of the last failure
 	held      bool
+	quiet     bool // there is nothing (more) to tell the sender of it
 }
 
 type msgState uint8

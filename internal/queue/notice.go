@@ -29,30 +29,21 @@ func notifiedBit(k dsn.Kind) Notified {
 	return [...]Notified{dsn.Failure: NotifiedFailure, dsn.Delay: NotifiedDelay, dsn.Success: NotifiedSuccess}[k%3]
 }
 
-// notes returns the notices that are due about recipients that are final. Failures are told together when the message is final, or, if some
-// recipient takes longer, when it has been here for ten minutes. q.mu is held.
-func (q *Queue) notes(m uint32, l *live, final bool, now time.Time) (ns []note) {
+// notes returns the notices that are due about recipients that are final. q.mu is held.
+func (q *Queue) notes(m uint32, l *live) (ns []note) {
 	e := &l.entry
 	if q.index.at(m).flags&dropped != 0 {
 		return nil
 	}
 	failed := note{kind: dsn.Failure, to: e.Env.From}
 	success := note{kind: dsn.Success, to: e.Env.From}
-	tellFailures := final || now.Sub(e.Env.Arrived) >= failureNoticeAge
 	q.index.each(m, func(i int, r *ref) {
-		st, rcpt := &e.Status[i], &e.Env.Rcpts[i]
 		switch {
-		case st.Status == Failed && st.Notified&NotifiedFailure == 0 && tellFailures:
-			if dsn.Wanted(dsn.Failure, &e.Env, rcpt) || q.doubleBounce(e, rcpt) {
-				failed.rcpts = append(failed.rcpts, i)
-			} else if st.Notified |= NotifiedFailure; true {
-				q.m.notice(dsn.Failure, noticeSuppressed)
-			}
-		case st.Status == Sent && st.Notified&NotifiedSuccess == 0 && dsn.Wanted(dsn.Success, &e.Env, rcpt):
-			// A remote host that takes part in DSN reports by itself (RFC 3461 section 5.2.2).
-			if st.Relayed || r.transport == mail.Local || r.transport == mail.Command {
-				success.rcpts = append(success.rcpts, i)
-			}
+		case r.quiet || r.status == Pending:
+		case r.status == Failed:
+			failed.rcpts = append(failed.rcpts, i)
+		default:
+			success.rcpts = append(success.rcpts, i)
 		}
 	})
 	if len(failed.rcpts) > 0 {
@@ -65,6 +56,20 @@ func (q *Queue) notes(m uint32, l *live, final bool, now time.Time) (ns []note) 
 		ns = append(ns, success)
 	}
 	return ns
+}
+
+// tellable reports whether the sender wants to be told what became of a recipient, and was not yet. q.mu is held.
+func (q *Queue) tellable(e *Entry, i int, r *ref) bool {
+	st, rcpt := &e.Status[i], &e.Env.Rcpts[i]
+	switch st.Status {
+	case Failed:
+		return st.Notified&NotifiedFailure == 0 && (dsn.Wanted(dsn.Failure, &e.Env, rcpt) || q.doubleBounce(e, rcpt))
+	case Sent:
+		// A remote host that takes part in DSN reports by itself (RFC 3461 section 5.2.2).
+		return st.Notified&NotifiedSuccess == 0 && dsn.Wanted(dsn.Success, &e.Env, rcpt) &&
+			(st.Relayed || r.transport == mail.Local || r.transport == mail.Command)
+	}
+	return true
 }
 
 // doubleBounce reports whether the failure of a message from nobody is to be told to somebody: not if it is that one who cannot be reached.
@@ -81,12 +86,13 @@ func (q *Queue) doubleBounce(e *Entry, r *mail.Recipient) bool {
 }
 
 // notified marks the recipients of a note as told. l.mu is held.
-func (q *Queue) notified(l *live, n note) {
+func (q *Queue) notified(m uint32, l *live, n note) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, i := range n.rcpts {
 		l.entry.Status[i].Notified |= notifiedBit(n.kind)
 		l.dirty = append(l.dirty, i)
+		q.index.rcpt(m, i).quiet = n.kind != dsn.Delay
 	}
 }
 
@@ -110,7 +116,7 @@ func (q *Queue) notice(ctx context.Context, l *live, n note) (*live, error) {
 	}
 	if err != nil {
 		q.m.notice(n.kind, noticeError)
-		log.Errorf("queue: cannot write the %v notice about %s, trying again: %v", n.kind, l.entry.ID, err)
+		q.complain("queue: cannot write the %v notice about %s, trying again: %v", n.kind, l.entry.ID, err)
 		return nil, trace.From(ctx).Error(err)
 	}
 	q.items.Add(1) // never refused: a notice follows from responsibility already taken

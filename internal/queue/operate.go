@@ -61,9 +61,9 @@ func (q *Queue) Operate(ctx context.Context, op Op, f Filter, who string) (n int
 			wait.Wait()
 			return int(done.Load()), err
 		}
-		wait.Add(1)
-		q.record(func() {
-			defer wait.Done()
+		q.tokens <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-q.tokens }()
 			if ok, err := q.operate(ctx, op, t, who); err != nil {
 				failed.Store(&err)
 			} else if ok {
@@ -108,7 +108,7 @@ func (q *Queue) operate(ctx context.Context, op Op, t target, who string) (ok bo
 		q.freeze(t.m, dropped)
 	}
 	q.mu.Unlock()
-	q.conclude(ctx, t.m, l)
+	q.conclude(ctx, t.m, l, op == Bounce)
 	q.poke()
 	return true, nil
 }

@@ -61,20 +61,23 @@ type Config struct {
 
 // Defaults of Config, and limits that are not settings.
 const (
-	defaultMaxItems  = 1_000_000
-	defaultGiveUp    = 5 * 24 * time.Hour
-	defaultDelay     = 4 * time.Hour
-	defaultGrace     = 30 * time.Second
-	defaultMaxBatch  = 1000
-	localBatch       = 50  // recipients of one local delivery job: small, as they are often delivered one by one
-	maxRecording     = 256 // outcomes being written at once; the store commits them together
-	maxIdle          = 32  // workers kept without work
-	keepUnsent       = 2000
-	maxText          = 1 << 10 // bytes of a failure kept with a recipient
-	failureNoticeAge = 10 * time.Minute
-	tendEvery        = time.Minute
-	slice            = 1024 // records looked at without letting others have the lock
+	defaultMaxItems = 1_000_000
+	defaultGiveUp   = 5 * 24 * time.Hour
+	defaultDelay    = 4 * time.Hour
+	defaultGrace    = 30 * time.Second
+	defaultMaxBatch = 1000
+	localBatch      = 50  // recipients of one local delivery job: small, as they are often delivered one by one
+	maxRecording    = 256 // outcomes being written at once; the store commits them together
+	maxIdle         = 32  // workers kept without work
+	keepUnsent      = 2000
+	maxText         = 1 << 10 // bytes of a failure kept with a recipient
+	tendEvery       = time.Minute
+	slice           = 1024 // records looked at without letting others have the lock
 )
+
+// tellAges are the ages of a message with several recipients at which its sender is told of those who are done with, while others take
+// longer: soon, but with few notices however many recipients there are.
+var tellAges = [...]time.Duration{2 * time.Minute, 15 * time.Minute, time.Hour, 4 * time.Hour, 24 * time.Hour, 48 * time.Hour, 72 * time.Hour}
 
 func (c Config) withDefaults() Config {
 	if c.MaxItems <= 0 {
@@ -134,6 +137,8 @@ type Queue struct {
 	tokens chan struct{} // one for each outcome being written
 	work   sync.WaitGroup
 	ctx    context.Context // of attempts; set by Run
+
+	complaints struct{ minute, n atomic.Int64 }
 }
 
 // New returns a queue. Messages can be put into it at once; Run loads what the store holds and delivers.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -597,15 +598,60 @@ func TestFailureNoticeDoesNotWaitForSlowRecipient(t *testing.T) {
 			return delivered
 		}
 		w.put(envelope("a@them.test", "b@bad1.test", "c@bad2.test", "d@slow.test"))
-		time.Sleep(30 * time.Minute)
+		time.Sleep(4 * time.Minute)
 		if n := len(w.courier.times("a@them.test")); n != 1 {
-			t.Errorf("%d notices in half an hour, want one about both", n)
+			t.Errorf("%d notices after some minutes, want one about both", n)
 		}
 		time.Sleep(6 * 24 * time.Hour)
 		if n := len(w.courier.times("a@them.test")); n != 3 {
 			t.Errorf("%d notices in all, want failure, delay, failure", n)
 		}
 		w.mustBeEmpty()
+		w.stop()
+	})
+}
+
+// D45: a list whose recipients fail one by one over hours makes few notices, and each failure is told once.
+func TestD45FewNoticesForList(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, func(c *Config) { c.MaxBatch = 1 })
+		told := map[string]int{}
+		w.courier.deliver = func(_ context.Context, j *mail.Job, r *mail.Recipient) mail.Outcome {
+			if r.To.Domain == "them.test" {
+				rd, _ := j.Open()
+				b, _ := io.ReadAll(rd)
+				for l := range strings.SplitSeq(string(b), "\n") {
+					if to, ok := strings.CutPrefix(l, "Final-Recipient: utf-8; "); ok {
+						told[strings.TrimSpace(to)]++
+					}
+				}
+				return delivered
+			}
+			if n, _ := strconv.Atoi(r.To.Local[1:]); j.Attempt > n%12 {
+				return noUser
+			}
+			return greylist
+		}
+		var to []string
+		for i := range 500 {
+			to = append(to, fmt.Sprintf("r%d@d%d.test", i, i%50))
+		}
+		ps, _ := smtp.ParseParams("NOTIFY=FAILURE")
+		env := envelope("a@them.test", to...)
+		for i := range env.Rcpts {
+			env.Rcpts[i].Params = ps
+		}
+		w.put(env)
+		time.Sleep(24 * time.Hour)
+		w.mustBeEmpty()
+		if n := len(w.courier.times("a@them.test")); n < 3 || n > 8 {
+			t.Errorf("%d notices", n)
+		}
+		for _, r := range to {
+			if told[r] != 1 {
+				t.Errorf("%s was told %d times", r, told[r])
+			}
+		}
 		w.stop()
 	})
 }

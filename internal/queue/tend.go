@@ -33,6 +33,7 @@ const (
 	saveIt         // a state could not be written
 	expireIt       // its time is up while it waits for a slot, perhaps of a dead site
 	delayIt        // its sender is to be told that it takes longer
+	tellIt         // its sender is to be told of some recipients while others take longer
 )
 
 // tend does what messages need besides attempts. It walks over the records in slices, so that it keeps nobody waiting for the lock.
@@ -84,7 +85,23 @@ func (q *Queue) chore(m uint32, now time.Time) chore {
 	if r.flags&delayDone == 0 && now.Unix() >= int64(r.arrived)+int64(q.conf.DelayNoticeAfter/time.Second) {
 		return delayIt
 	}
+	if r.flags&isMany != 0 && q.tellNow(m, r, now) {
+		return tellIt
+	}
 	return noChore
+}
+
+// tellNow reports whether one of tellAges has passed and there is something to tell. q.mu is held.
+func (q *Queue) tellNow(m uint32, r *record, now time.Time) (yes bool) {
+	age := now.Sub(time.Unix(int64(r.arrived), 0))
+	if int(r.stage) >= len(tellAges) || age < tellAges[r.stage] {
+		return false
+	}
+	for int(r.stage) < len(tellAges) && age >= tellAges[r.stage] {
+		r.stage++
+	}
+	q.index.each(m, func(_ int, r *ref) { yes = yes || r.status != Pending && !r.quiet })
+	return yes
 }
 
 // waitsForSlot reports whether a recipient of the message would be attempted, or given up, if there were a slot. q.mu is held.
@@ -112,7 +129,7 @@ func (q *Queue) doChore(ctx context.Context, m uint32, l *live, c chore, now tim
 		q.delay(ctx, m, l, now)
 		return
 	}
-	q.conclude(ctx, m, l)
+	q.conclude(ctx, m, l, c == tellIt)
 }
 
 // expireWaiting gives up the recipients whose time is up and that are not being attempted.
@@ -171,7 +188,7 @@ func (q *Queue) delay(ctx context.Context, m uint32, l *live, now time.Time) {
 	var err error
 	if len(n.rcpts) > 0 {
 		if notice, err = q.notice(ctx, l, n); err == nil {
-			q.notified(l, n)
+			q.notified(m, l, n)
 			q.save(l)
 		}
 	}

@@ -105,14 +105,16 @@ func (q *Queue) attempt(k sched.Key) {
 	a.deliver()
 	a.report(span)
 	a.apply()
-	q.record(func() { q.conclude(ctx, m, l); span.Finish() })
+	q.record(func() { q.conclude(ctx, m, l, false); span.Finish() })
 }
 
 // take counts one job more for a message and keeps its envelope in memory until that is over. q.mu is held.
 func (q *Queue) take(m uint32) *live {
 	l := q.live[m]
 	if l == nil {
-		l = &live{entry: Entry{ID: q.index.id(m)}, resumed: q.index.at(m).flags&loaded != 0}
+		r := q.index.at(m)
+		l = &live{entry: Entry{ID: q.index.id(m)}, resumed: r.flags&loaded != 0}
+		r.flags &^= loaded
 		q.live[m] = l
 	}
 	l.jobs++
@@ -162,7 +164,7 @@ func (a *attempt) unreadable(err error) {
 func (q *Queue) unread(m uint32, l *live, err error) {
 	gone := errors.Is(err, ErrNotFound)
 	if !gone {
-		log.Errorf("queue: cannot read message %s, trying again in %v: %v", q.index.id(m), unreadableDelay, err)
+		q.complain("queue: cannot read message %s, trying again in %v: %v", q.index.id(m), unreadableDelay, err)
 	}
 	q.release(m, l)
 	if q.live[m] == l {
@@ -253,6 +255,7 @@ func (a *attempt) chooseRoute() error {
 	for _, i := range a.rcpts[a.tried:] {
 		g, route, err := q.groupOf(a.ctx, &l.entry, i, a.began)
 		if err != nil {
+			a.route = route
 			return err
 		}
 		if chosen == nil && g.dest == here {
