@@ -51,11 +51,12 @@ type dialog struct {
 	cfg   []func(*Config)
 	line  int
 	errs  int
+	mark  time.Time
 	reply []string // what S+ and S- look at, until another line begins
 }
 
 func runDialog(t *testing.T, text string) {
-	d := &dialog{t: t, ip: "192.0.2.1"}
+	d := &dialog{t: t, ip: "192.0.2.1", mark: time.Now()}
 	defer func() {
 		if d.c != nil {
 			d.c.nc.Close()
@@ -213,7 +214,17 @@ func (d *dialog) directive(w []string) error {
 		dur, err := time.ParseDuration(arg(1))
 		time.Sleep(dur)
 		synctest.Wait()
+		d.mark = time.Now()
 		return err
+	case "took":
+		least, err1 := time.ParseDuration(arg(1))
+		most, err2 := time.ParseDuration(arg(2))
+		took := time.Since(d.mark)
+		d.mark = time.Now()
+		if took < least || took > most {
+			return fmt.Errorf("it took %v", took)
+		}
+		return errors.Join(err1, err2)
 	case "drain":
 		go d.ts.srv.Drain(d.t.Context())
 		synctest.Wait()

@@ -183,10 +183,15 @@ func (f fakeHook) Body(_ context.Context, t *policy.Transaction, c policy.Conten
 		f.seen.text = string(t.ID) + "\n" + string(t.Prefix()) + string(b)
 		f.seen.mu.Unlock()
 	}
+	var add []byte
+	if bytes.Contains(b, []byte("ADD")) {
+		t.Results.AuthRes = append(t.Results.AuthRes, "dkim=none")
+		add = []byte("X-Hook: yes\n")
+	}
 	switch {
 	case bytes.Contains(b, []byte("REJECT")):
 		r := smtp.Reply{Code: 554, Text: "no\x1b[0m \xff" + strings.Repeat("long ", 200)}
-		return policy.Verdict{Refuse: &r, Label: "hook_reject"}
+		return policy.Verdict{Refuse: &r, Label: "hook_reject", Header: add}
 	case bytes.Contains(b, []byte("DEFER")):
 		r := smtp.Reply{Code: 451, Text: "later"}
 		return policy.Verdict{Refuse: &r, Label: "hook_reject"}
@@ -195,9 +200,8 @@ func (f fakeHook) Body(_ context.Context, t *policy.Transaction, c policy.Conten
 		return policy.Verdict{Refuse: &r}
 	case bytes.Contains(b, []byte("SIGN")):
 		return policy.Verdict{Below: []byte("DKIM-Signature: v=1;\r\n\tb=abc\r\n")}
-	case bytes.Contains(b, []byte("ADD")):
-		t.Results.AuthRes = append(t.Results.AuthRes, "dkim=none")
-		return policy.Verdict{Header: []byte("X-Hook: yes\n"), Note: "added"}
+	case add != nil:
+		return policy.Verdict{Header: add, Note: "added"}
 	}
 	return policy.Verdict{}
 }

@@ -281,7 +281,7 @@ func TestD33AcceptErrors(t *testing.T) {
 		defer l.mu.Unlock()
 		for i := 2; i < 12; i++ {
 			gap, before := l.times[i].Sub(l.times[i-1]), l.times[i-1].Sub(l.times[i-2])
-			if gap > time.Second || gap < before {
+			if gap > time.Second || gap < before || gap < time.Duration(i)*minAcceptPause {
 				t.Errorf("pause %d is %v after %v", i, gap, before)
 			}
 		}

@@ -259,7 +259,7 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
-// bigMessages: N-5, C45: a message of any size is taken with the memory of a session.
+// N-5, C45: a message of any size is taken with the memory of a session.
 func TestN5BigMessage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got countingIntake
@@ -288,7 +288,29 @@ func TestN5BigMessage(t *testing.T) {
 	})
 }
 
-// A panicking peer of the pools: buffers come back clean, so two sessions never share one.
+// What is too big is given up at once, not when its end comes: disks are finite.
+func TestTooBigIsNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ts := newTestServer(t, func(c *Config) { c.MaxSize = 1000 })
+		defer ts.close()
+		c := ts.dial(SMTP, "192.0.2.1")
+		c.reply()
+		for _, cmd := range []string{"EHLO c", "MAIL FROM:<a@there.test>", "RCPT TO:<b@example.test>", "DATA"} {
+			c.cmd(cmd)
+		}
+		c.send(strings.Repeat("0123456789\r\n", 100))
+		synctest.Wait()
+		if ts.intake.open != 0 {
+			t.Error("the message is still kept")
+		}
+		if r := c.cmd("."); !strings.HasPrefix(r, "552 ") {
+			t.Errorf("got %q", r)
+		}
+		c.nc.Close()
+	})
+}
+
+// Buffers come back clean to their pool: two sessions never share one.
 func TestBuffersAreNotShared(t *testing.T) {
 	ts, addr := tcpServer(t, SMTP, nil)
 	defer ts.close()
