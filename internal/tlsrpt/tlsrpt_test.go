@@ -329,6 +329,7 @@ func TestState(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); g.Run(ctx) }()
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if len(g.mails) != 1 {
 			t.Errorf("%d mails after the restart", len(g.mails))
 		}
