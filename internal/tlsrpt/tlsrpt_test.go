@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,7 +38,14 @@ type rig struct {
 	*Recorder
 	mails []sent
 	posts []string // URL and report
-	fail  error    // of the next POSTs
+	mu    sync.Mutex
+	fail  error // of the next POSTs
+}
+
+func (g *rig) setFail(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.fail = err
 }
 
 func newRig(t *testing.T, zoneText, state string) *rig {
@@ -51,6 +59,8 @@ func newRig(t *testing.T, zoneText, state string) *rig {
 		Client: &http.Client{Transport: transport(func(req *http.Request) (*http.Response, error) {
 			body, _ := io.ReadAll(req.Body)
 			g.posts = append(g.posts, req.Method+" "+req.URL.String()+" "+req.Header.Get("Content-Type")+" "+unzip(t, body))
+			g.mu.Lock()
+			defer g.mu.Unlock()
 			if g.fail != nil {
 				return nil, g.fail
 			}
@@ -282,7 +292,7 @@ func TestParseRecord(t *testing.T) {
 func TestRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, `_smtp._tls.example.com TXT "v=TLSRPTv1; rua=https://a.example/"`+"\n"+`_smtp._tls.b.example TXT "v=TLSRPTv1; rua=https://b.example/"`, "")
-		g.fail = errors.New("connection refused")
+		g.setFail(errors.New("connection refused"))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); g.Run(ctx) }()
@@ -293,13 +303,13 @@ func TestRetry(t *testing.T) {
 		if tries < 2 || tries > 5 {
 			t.Errorf("%d tries in the first hours", tries)
 		}
-		g.fail = nil
+		g.setFail(nil)
 		time.Sleep(12 * time.Hour)
 		synctest.Wait()
 		if len(g.posts) != tries+1 || g.m.reports["https"][1].Value() != 1 {
 			t.Errorf("%d tries, %v delivered", len(g.posts), g.m.reports["https"][1].Value())
 		}
-		g.fail = errors.New("connection refused")
+		g.setFail(errors.New("connection refused"))
 		g.posts = nil
 		g.Observe(tlspolicy.Report{Domain: "b.example", Policy: "sts"})
 		time.Sleep(4 * 24 * time.Hour)
