@@ -14,8 +14,10 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/domaininfo"
 	"blitiri.com.ar/go/chasquid/internal/monitoring"
+	"blitiri.com.ar/go/chasquid/internal/queue/items"
 	"blitiri.com.ar/go/chasquid/internal/sts"
 	"blitiri.com.ar/go/chasquid/internal/tlspolicy"
+	"blitiri.com.ar/go/log"
 )
 
 // openState opens what is remembered of other servers, below the data directory.
@@ -72,4 +74,27 @@ func (s *server) queueStatus(st *monitoring.Status) {
 		Bytes: q.Bytes, Oldest: q.Oldest.Round(time.Second)}
 }
 
-func (s *server) importItems(ctx context.Context) error { return nil }
+// importItems takes over the queue files of an installation of the original: each is removed once it is safely in the spool. What
+// cannot be read stays where it is, for an operator to look at.
+func (s *server) importItems(ctx context.Context) error {
+	last := time.Now()
+	r, err := items.Import(ctx, items.Config{Store: s.store, Dir: filepath.Join(s.conf.GetDataDir(), "queue"), Progress: func(done, total int) {
+		if time.Since(last) > progressEvery {
+			last = time.Now()
+			log.Infof("Importing the queue: %d of %d messages", done, total)
+		}
+	}})
+	if r.Done > 0 {
+		log.Infof("Imported %d messages from the queue of an earlier version", r.Done)
+	}
+	if r.Failed > 0 {
+		log.Errorf("%d queue files of an earlier version cannot be read and were left in place", r.Failed)
+	}
+	if err != nil {
+		return fmt.Errorf("Error importing the queue of an earlier version: %w", err)
+	}
+	return nil
+}
+
+// progressEvery is how often long work says how far it is.
+const progressEvery = 2 * time.Second

@@ -247,6 +247,9 @@ func (s *Server) writeCert(dir, host string, notAfter time.Time) {
 	s.WriteFile(filepath.Join(dir, "privkey.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})))
 }
 
+// SetArgs replaces the further command-line arguments, before Start.
+func (s *Server) SetArgs(args ...string) { s.opts.Args = args }
+
 // Start runs the server and waits until it is ready.
 func (s *Server) Start() {
 	s.t.Helper()
