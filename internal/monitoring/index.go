@@ -87,7 +87,7 @@ func (s *Server) links() []linkGroup {
 	for _, v := range s.views {
 		add(v.group, link{v.path, v.title, v.about})
 	}
-	for _, p := range s.conf.Pages {
+	for _, p := range slices.Concat(s.more, s.conf.Pages) {
 		add(p.Group, link{p.Path, p.Title, p.About})
 	}
 	add("Health", link{"/healthz", "Alive", "answers while the process runs"})

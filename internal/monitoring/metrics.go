@@ -17,7 +17,7 @@ type metrics struct {
 var handlerLabels = []struct{ prefix, label string }{
 	{"/metrics", "metrics"}, {"/debug/vars", "vars"}, {"/debug/traces", "traces"}, {"/debug/requests", "requests"},
 	{"/debug/events", "events"}, {"/debug/queue", "queue"}, {"/debug/goroutines", "goroutines"}, {"/debug/config", "config"},
-	{"/debug/flags", "flags"}, {"/debug/pprof", "pprof"}, {"/healthz", "health"}, {"/readyz", "health"}, {"/exit", "exit"},
+	{"/debug/flags", "flags"}, {"/debug/messages", "messages"}, {"/debug/profiles", "pprof"}, {"/debug/pprof", "pprof"}, {"/healthz", "health"}, {"/readyz", "health"}, {"/exit", "exit"},
 }
 
 func newMetrics(r *expvarom.Registry) *metrics {

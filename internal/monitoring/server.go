@@ -36,25 +36,44 @@ type Server struct {
 	handler   http.Handler
 	profiles  profileGate
 	views     []*view
+	more      []Page // built-in ones that are no views, for the index
 	rendering chan struct{}
 	checks    []*checkRun
 	web       *webConfig // nil: no credentials are known
 	vitals    *vitals.Sampler
 	problems  atomic.Pointer[[]vitals.Problem]
 	began     time.Time
-	stopping  chan struct{} // closed when Serve is to end
-	stop      sync.Once
+	ages      atomic.Pointer[map[string]float64] // of the queue, as sampled last
+
+	life    context.Context // ends when the server is to stop
+	endLife context.CancelFunc
+	workMu  sync.Mutex // held to start work, so that none starts once it is waited for
+	work    sync.WaitGroup
 
 	goroutines goroutineWatch
+	debug      debugSwitch
+	profiling  profiling
+	dry        diagnoseGate
 }
 
 // New makes a server; Serve runs it.
 func New(conf Config) *Server {
 	s := &Server{conf: conf, mux: http.NewServeMux(), m: newMetrics(conf.Metrics), rendering: make(chan struct{}, maxRendering),
-		vitals: vitals.New(), began: time.Now(), stopping: make(chan struct{})}
+		vitals: vitals.New(), began: time.Now()}
+	s.life, s.endLife = context.WithCancel(context.Background())
 	s.addIndex()
 	s.addHealth()
 	s.addProfiles()
+	s.addQueue()
+	s.addMessages()
+	s.addDestinations()
+	s.addTraces()
+	s.addTail()
+	s.addDiagnose()
+	s.addSupport()
+	s.addInfo()
+	s.addMetrics()
+	s.addLog()
 	s.addGoroutines()
 	s.addSettings()
 	s.mux.Handle("POST /exit", http.HandlerFunc(s.exit))
@@ -99,7 +118,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	wg.Go(func() { s.goroutines.run(ctx) })
 	wg.Go(func() {
 		<-ctx.Done()
-		s.stop.Do(func() { close(s.stopping) })
+		s.endLife()
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
 		if err := srv.Shutdown(end); err != nil {
@@ -114,10 +133,42 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	cancel()
 	wg.Wait()
+	s.workMu.Lock() // nothing starts after endLife
+	s.workMu.Unlock()
+	s.work.Wait()
+	s.switchOff()
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return err
+}
+
+// switchOff ends what was switched on for a while.
+func (s *Server) switchOff() {
+	s.setSampling(0)
+	s.stopFlight()
+	if s.conf.Traces != nil && s.conf.Log != nil {
+		s.setDebug(0)
+	}
+}
+
+// background runs f, which Serve waits for and which ends when s.life does. It reports false when it is too late for that.
+func (s *Server) background(f func()) bool {
+	s.workMu.Lock()
+	defer s.workMu.Unlock()
+	if s.life.Err() != nil {
+		return false
+	}
+	s.work.Go(func() {
+		defer func() {
+			if p := recover(); p != nil {
+				s.m.panics.Inc()
+				log.Errorf("monitoring: panic: %v\n%s", p, debug.Stack())
+			}
+		}()
+		f()
+	})
+	return true
 }
 
 // guard wraps the mux with everything that is the same for all pages.

@@ -2,7 +2,6 @@ package monitoring
 
 import (
 	"fmt"
-	"html/template"
 	"io"
 	"slices"
 	"strconv"
@@ -27,7 +26,7 @@ type block struct {
 	Table   *table
 	Pre     string
 	Fold    string // the text is folded away under this summary
-	Figure  template.HTML
+	Water   *waterfall
 	Form    *form
 }
 

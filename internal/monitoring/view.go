@@ -224,7 +224,11 @@ func pathID(r *http.Request) string { return strings.TrimSuffix(r.PathValue("id"
 
 func sendError(w http.ResponseWriter, err error) {
 	var he *httpError
+	var rd *redirect
 	switch {
+	case errors.As(err, &rd):
+		w.Header().Set("Location", rd.to)
+		w.WriteHeader(http.StatusFound)
 	case errors.As(err, &he):
 		http.Error(w, printable(he.msg), he.code)
 	case errors.Is(err, errNotHere):

@@ -47,6 +47,15 @@ func (s *Server) sample(ctx context.Context) {
 		log.Errorf("monitoring: taking a sample: %v", err)
 		return
 	}
+	for _, f := range fams {
+		if f.GetName() == "chasquid_queue_items_by_age" {
+			ages := map[string]float64{}
+			for _, m := range f.GetMetric() {
+				ages[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+			}
+			s.ages.Store(&ages)
+		}
+	}
 	now := time.Now()
 	s.vitals.Sample(fams, now, now.Sub(s.began))
 	list := s.vitals.Problems(s.evidence(ctx, now))
