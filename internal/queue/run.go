@@ -20,6 +20,10 @@ func (q *Queue) Run(ctx context.Context) error {
 	if err := q.loadAll(ctx); err != nil {
 		return err
 	}
+	// What a crash kept from being concluded is concluded before anything is attempted: a notice that is in the store already must not be
+	// delivered and gone when its message comes to write it.
+	q.tend(ctx, time.Now(), closeIt)
+	q.work.Wait()
 	q.mu.Lock()
 	q.running = true
 	q.kick()

@@ -135,7 +135,7 @@ func TestDeepQueue(t *testing.T) {
 		timed("groups by "+by, 400*time.Millisecond, func() { q.Groups(ctx, Filter{}, by, 20) })
 	}
 	timed("destinations", 200*time.Millisecond, func() { q.Destinations(ctx, 50) })
-	timed("tend", 200*time.Millisecond, func() { q.tend(ctx, time.Now()) })
+	timed("tend", 200*time.Millisecond, func() { q.tend(ctx, time.Now(), noChore) })
 	if op, err := q.Operate(ctx, Hold, Filter{Destination: "d7.test"}, "root"); op != n/2000 || err != nil {
 		t.Errorf("held %d, %v", op, err)
 	}

@@ -15,7 +15,7 @@ func (q *Queue) tendLoop(ctx context.Context) {
 	ticker := time.NewTicker(tendEvery)
 	defer ticker.Stop()
 	for {
-		q.tend(ctx, time.Now())
+		q.tend(ctx, time.Now(), noChore)
 		select {
 		case <-ctx.Done():
 			return
@@ -36,8 +36,8 @@ const (
 	tellIt         // its sender is to be told of some recipients while others take longer
 )
 
-// tend does what messages need besides attempts. It walks over the records in slices, so that it keeps nobody waiting for the lock.
-func (q *Queue) tend(ctx context.Context, now time.Time) {
+// tend does what messages need besides attempts, or one kind of it. It walks over the records in slices, so that it keeps nobody waiting for the lock.
+func (q *Queue) tend(ctx context.Context, now time.Time, only chore) {
 	type task struct {
 		m uint32
 		l *live
@@ -48,7 +48,7 @@ func (q *Queue) tend(ctx context.Context, now time.Time) {
 		q.mu.Lock()
 		end := min(m+slice, q.index.next)
 		for ; m < end; m++ {
-			if c := q.chore(m, now); c != noChore {
+			if c := q.chore(m, now); c != noChore && (only == noChore || c == only) {
 				tasks = append(tasks, task{m, q.take(m), c})
 			}
 		}

@@ -137,11 +137,13 @@ const (
 	rcptVia
 	rcptParams
 	rcptTimes
+	rcptDetail
 )
 
 func appendRcpt(b []byte, r *mail.Recipient) []byte {
 	f := bit(r.Orig == r.To, rcptSameOrig) | bit(r.Command != "", rcptCommand) | bit(len(r.Via) > 0, rcptVia) |
-		bit(len(r.Params) > 0, rcptParams) | bit(!r.NotBefore.IsZero() || !r.GiveUp.IsZero(), rcptTimes)
+		bit(len(r.Params) > 0, rcptParams) | bit(!r.NotBefore.IsZero() || !r.GiveUp.IsZero(), rcptTimes) |
+		bit(r.Detail != "", rcptDetail)
 	b = append(b, byte(r.Kind), f)
 	b = appendAddress(b, r.To)
 	if f&rcptSameOrig == 0 {
@@ -161,6 +163,9 @@ func appendRcpt(b []byte, r *mail.Recipient) []byte {
 	}
 	if f&rcptTimes != 0 {
 		b = appendTime(appendTime(b, r.NotBefore), r.GiveUp)
+	}
+	if f&rcptDetail != 0 {
+		b = appendString(b, r.Detail)
 	}
 	return b
 }
@@ -364,6 +369,9 @@ func (d *decoder) rcpt(r *mail.Recipient) {
 	}
 	if f&rcptTimes != 0 {
 		r.NotBefore, r.GiveUp = d.time(), d.time()
+	}
+	if f&rcptDetail != 0 {
+		r.Detail = d.string()
 	}
 }
 

@@ -168,7 +168,7 @@ func (sc *scanned) add(h header, meta []byte, pos int64) bool {
 	case recMessage:
 		var st stub
 		d.stub(&st)
-		if st.id == "" || st.rcpts == 0 {
+		if st.id == "" || st.rcpts == 0 || st.rcpts > h.metaLen { // a recipient takes several bytes
 			return false
 		}
 		f.key, f.serial, f.rcpts = keyOf(st.id), st.serial, st.rcpts

@@ -208,7 +208,7 @@ func fullEntry(id mail.ID) *queue.Entry {
 			From: adr("sendér"), Params: p, Arrived: at(1), Trace: trace.ID{1, 2, 15: 16}, Client: "[2001:db8::1]:25",
 			Auth: "user@exämple.org", Source: mail.FromSubmission, MessageID: "abc@def", UTF8: true, Body: mail.BodyBinary,
 			Rcpts: []mail.Recipient{
-				{To: adr("a b"), Orig: adr("c"), Params: p, NotBefore: at(2), GiveUp: at(3)},
+				{To: adr("a b"), Orig: adr("c"), Detail: "tag", Params: p, NotBefore: at(2), GiveUp: at(3)},
 				{Kind: mail.Pipe, Command: "prog -x 'y'", Orig: adr("d")},
 				{Kind: mail.Forward, To: adr("e"), Via: []string{"host", "other:26"}, Orig: adr("e")},
 			},
@@ -222,7 +222,30 @@ func fullEntry(id mail.ID) *queue.Entry {
 	}
 }
 
+// unset returns the fields below v that are zero: those that fullEntry forgets.
+func unset(v reflect.Value, path string) (names []string) {
+	if v.Kind() != reflect.Struct || v.Type() == reflect.TypeFor[time.Time]() {
+		if v.IsZero() {
+			return []string{path}
+		}
+		return nil
+	}
+	for i := range v.NumField() {
+		names = append(names, unset(v.Field(i), path+"."+v.Type().Field(i).Name)...)
+	}
+	return names
+}
+
 func (s Subject) testEntry(t *testing.T) {
+	full := fullEntry("x")
+	full.Size = 1
+	rcpt := full.Env.Rcpts[0]
+	rcpt.Kind, rcpt.Command, rcpt.Via = mail.Pipe, "as in another", []string{"as in another"}
+	for _, v := range []any{*full, rcpt, full.Status[0]} {
+		if names := unset(reflect.ValueOf(v), reflect.TypeOf(v).Name()); len(names) > 0 {
+			t.Fatalf("fullEntry has no value in %v", names)
+		}
+	}
 	st := s.open(t, vfs.NewMem())
 	for _, id := range []mail.ID{mail.NewID(), "x", "q2jJ-_Zx91A", mail.ID(strings.Repeat("long", 20)), "ünïcode"} {
 		want := fullEntry(id)
