@@ -698,9 +698,9 @@ func TestOneFetch(t *testing.T) {
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		z := zone.MustNew(stsZone)
-		fetched := 0
+		var fetched atomic.Int32
 		c, _ := New(Config{Resolver: z, Client: &http.Client{Transport: transport(func(*http.Request) (*http.Response, error) {
-			fetched++
+			fetched.Add(1)
 			return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/plain"}}, Body: io.NopCloser(strings.NewReader(good))}, nil
 		})}})
 		c.Policy(t.Context(), "example.com")
@@ -708,13 +708,13 @@ func TestRun(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); c.Run(ctx) }()
 		time.Sleep(35 * time.Minute)
-		if n := c.m.refreshCycles.Value(); n != 4 || fetched != 1 {
-			t.Errorf("%d cycles, %d fetches", n, fetched)
+		if n := c.m.refreshCycles.Value(); n != 4 || fetched.Load() != 1 {
+			t.Errorf("%d cycles, %d fetches", n, fetched.Load())
 		}
 		// Half of max_age later the same id is not enough.
 		time.Sleep(12 * time.Hour)
-		if fetched != 2 {
-			t.Errorf("%d fetches after half its life", fetched)
+		if fetched.Load() != 2 {
+			t.Errorf("%d fetches after half its life", fetched.Load())
 		}
 		cancel()
 		<-done

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,10 +37,32 @@ type sent struct{ from, to, msg string }
 // rig is a Recorder whose reports end in lists.
 type rig struct {
 	*Recorder
-	mails []sent
-	posts []string // URL and report
-	mu    sync.Mutex
-	fail  error // of the next POSTs
+	mu     sync.Mutex
+	mailed []sent
+	posted []string // URL and report
+	fail   error    // of the next POSTs
+}
+
+// mails waits until nothing moves and returns the mails so far.
+func (g *rig) mails() []sent {
+	synctest.Wait()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.mailed)
+}
+
+// posts is mails for POSTs.
+func (g *rig) posts() []string {
+	synctest.Wait()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.posted)
+}
+
+func (g *rig) waiting() int {
+	g.Recorder.mu.Lock()
+	defer g.Recorder.mu.Unlock()
+	return len(g.due)
 }
 
 func (g *rig) setFail(err error) {
@@ -53,14 +76,16 @@ func newRig(t *testing.T, zoneText, state string) *rig {
 	r, err := New(Config{
 		Resolver: zone.MustNew(zoneText), Hostname: "mx.here.example", Organization: "Here", State: state, Metrics: expvarom.New(),
 		Mail: func(_ context.Context, from, to string, msg []byte) error {
-			g.mails = append(g.mails, sent{from, to, string(msg)})
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.mailed = append(g.mailed, sent{from, to, string(msg)})
 			return nil
 		},
 		Client: &http.Client{Transport: transport(func(req *http.Request) (*http.Response, error) {
 			body, _ := io.ReadAll(req.Body)
-			g.posts = append(g.posts, req.Method+" "+req.URL.String()+" "+req.Header.Get("Content-Type")+" "+unzip(t, body))
 			g.mu.Lock()
 			defer g.mu.Unlock()
+			g.posted = append(g.posted, req.Method+" "+req.URL.String()+" "+req.Header.Get("Content-Type")+" "+unzip(t, body))
 			if g.fail != nil {
 				return nil, g.fail
 			}
@@ -123,16 +148,14 @@ func TestC105Report(t *testing.T) {
 		g.Observe(tlspolicy.Report{Domain: "example.com", Policy: "sts", Err: typed("sts-policy-fetch-error")})
 		g.Observe(tlspolicy.Report{Domain: "unasked.example", Policy: "sts"})
 		time.Sleep(24*time.Hour - time.Second)
-		synctest.Wait()
-		if len(g.mails)+len(g.posts) != 0 {
+		if len(g.mails())+len(g.posts()) != 0 {
 			t.Fatal("sent before the day was over")
 		}
 		time.Sleep(6 * time.Hour)
-		synctest.Wait()
-		if len(g.mails) != 1 || len(g.posts) != 1 {
-			t.Fatalf("%d mails, %d posts", len(g.mails), len(g.posts))
+		if len(g.mails()) != 1 || len(g.posts()) != 1 {
+			t.Fatalf("%d mails, %d posts", len(g.mails()), len(g.posts()))
 		}
-		head, body, _ := strings.Cut(g.posts[0], "{")
+		head, body, _ := strings.Cut(g.posts()[0], "{")
 		if head != "POST https://reports.example/in?x=1 application/tlsrpt+gzip " {
 			t.Errorf("posted %q", head)
 		}
@@ -168,15 +191,14 @@ func TestC105Report(t *testing.T) {
 		if d := cmp.Diff(want, got); d != "" {
 			t.Error(d)
 		}
-		checkMail(t, g.mails[0], id, "{"+body)
+		checkMail(t, g.mails()[0], id, "{"+body)
 		if n := g.domains(); n != 0 {
 			t.Errorf("%d domains left", n)
 		}
 		// Nothing happened since: nothing is sent.
 		time.Sleep(48 * time.Hour)
-		synctest.Wait()
-		if len(g.mails) != 1 || len(g.posts) != 1 || g.m.reports["mailto"][1].Value() != 1 || g.m.reports["https"][1].Value() != 1 {
-			t.Errorf("%d mails, %d posts", len(g.mails), len(g.posts))
+		if len(g.mails()) != 1 || len(g.posts()) != 1 || g.m.reports["mailto"][1].Value() != 1 || g.m.reports["https"][1].Value() != 1 {
+			t.Errorf("%d mails, %d posts", len(g.mails()), len(g.posts()))
 		}
 		cancel()
 		<-done
@@ -298,24 +320,21 @@ func TestRetry(t *testing.T) {
 		go func() { defer close(done); g.Run(ctx) }()
 		g.Observe(stsPolicy)
 		time.Sleep(31 * time.Hour)
-		synctest.Wait()
-		tries := len(g.posts)
+		tries := len(g.posts())
 		if tries < 2 || tries > 5 {
 			t.Errorf("%d tries in the first hours", tries)
 		}
 		g.setFail(nil)
 		time.Sleep(12 * time.Hour)
-		synctest.Wait()
-		if len(g.posts) != tries+1 || g.m.reports["https"][1].Value() != 1 {
-			t.Errorf("%d tries, %v delivered", len(g.posts), g.m.reports["https"][1].Value())
+		if len(g.posts()) != tries+1 || g.m.reports["https"][1].Value() != 1 {
+			t.Errorf("%d tries, %v delivered", len(g.posts()), g.m.reports["https"][1].Value())
 		}
 		g.setFail(errors.New("connection refused"))
-		g.posts = nil
+		before := len(g.posts())
 		g.Observe(tlspolicy.Report{Domain: "b.example", Policy: "sts"})
 		time.Sleep(4 * 24 * time.Hour)
-		synctest.Wait()
-		if n := len(g.posts); n < 4 || n > 8 || len(g.due) != 0 || g.m.reports["https"][0].Value() != 1 {
-			t.Errorf("%d tries, %d due, %v given up", n, len(g.due), g.m.reports["https"][0].Value())
+		if n := len(g.posts()) - before; n < 4 || n > 8 || g.waiting() != 0 || g.m.reports["https"][0].Value() != 1 {
+			t.Errorf("%d tries, %d due, %v given up", n, g.waiting(), g.m.reports["https"][0].Value())
 		}
 		cancel()
 		<-done
@@ -339,9 +358,8 @@ func TestState(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); g.Run(ctx) }()
 		time.Sleep(time.Minute)
-		synctest.Wait()
-		if len(g.mails) != 1 {
-			t.Errorf("%d mails after the restart", len(g.mails))
+		if len(g.mails()) != 1 {
+			t.Errorf("%d mails after the restart", len(g.mails()))
 		}
 		cancel()
 		<-done
