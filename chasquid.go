@@ -33,6 +33,7 @@ type flags struct {
 	maxReceived int
 	smtpPort    string
 	reloadEvery time.Duration
+	flushDelay  time.Duration
 }
 
 func parseFlags() *flags {
@@ -43,6 +44,7 @@ func parseFlags() *flags {
 	flag.IntVar(&f.maxReceived, "testing__max_received_headers", 0, "Received headers before a message is in a loop, for tests")
 	flag.StringVar(&f.smtpPort, "testing__outgoing_smtp_port", "25", "port of other servers, for tests")
 	flag.DurationVar(&f.reloadEvery, "testing__reload_every", 30*time.Second, "time between reloads, for tests")
+	flag.DurationVar(&f.flushDelay, "testing__flush_delay", 0, "time that each flush of the queue's disk takes longer, one after the other, for tests")
 	flag.Parse()
 	return f
 }

@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/config"
@@ -21,6 +23,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/queue"
 	"blitiri.com.ar/go/chasquid/internal/queue/spool"
 	"blitiri.com.ar/go/chasquid/internal/srs"
+	"blitiri.com.ar/go/chasquid/internal/vfs"
 )
 
 // sending is everything on the way out.
@@ -60,12 +63,28 @@ func (s *server) makeSending(ctx context.Context) error {
 		}
 		out.rewriter = srs.New(secret)
 	}
-	s.store, err = spool.Open(spool.Config{Dir: filepath.Join(s.conf.GetDataDir(), "queue"), MinFree: int64(s.conf.GetMinFreeDiskMb()) << 20, Metrics: s.reg})
+	s.store, err = spool.Open(spool.Config{FS: queueDisk(s.flags.flushDelay), Dir: filepath.Join(s.conf.GetDataDir(), "queue"), MinFree: int64(s.conf.GetMinFreeDiskMb()) << 20, Metrics: s.reg})
 	if err != nil {
 		return fmt.Errorf("Error initializing queue: %w", err)
 	}
 	s.queue = queue.New(s.queueConfig(mux, out))
 	return s.importItems(ctx)
+}
+
+// queueDisk is the file system of the queue; with a delay, one that flushes slowly and does one flush after the other, as disks do.
+func queueDisk(delay time.Duration) vfs.FS {
+	if delay == 0 {
+		return vfs.OS
+	}
+	var mu sync.Mutex
+	return vfs.Hook(vfs.OS, func(op vfs.Op) error {
+		if op.Verb == vfs.OpSync || op.Verb == vfs.OpSyncDir {
+			mu.Lock()
+			defer mu.Unlock()
+			time.Sleep(delay)
+		}
+		return nil
+	})
 }
 
 func (s *server) queueConfig(mux *courier.Mux, out *sending) queue.Config {
