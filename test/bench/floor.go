@@ -6,17 +6,28 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // floor is the practical limit of the machine for a store-and-forward server: it accepts, appends to one file with a shared
 // fdatasync, answers 250, and hands the message to pooled connections to the next hop. It checks nothing and cannot recover.
+//
+// With each, it keeps a file per message and flushes each by itself: the design of servers that sync per message, at its best.
 type floor struct {
-	file    *os.File
+	path    string // of the file; with each, of the directory
 	nextHop string
+	delay   time.Duration // added to each flush
+	each    bool
+
+	file    *os.File
+	disk    sync.Mutex // a slow disk flushes one after the other
+	serial  atomic.Int64
 	pending chan *floorMsg
 	out     chan *floorMsg
 }
@@ -25,25 +36,33 @@ type floorMsg struct {
 	from, to []byte
 	data     []byte
 	done     chan struct{}
+	file     string // with each
 }
 
 const floorConns = 20 // outgoing connections, as many as the servers under test use for one destination
 
 // runFloor serves forever on listen.
-func runFloor(listen, nextHop, path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_TRUNC, 0600)
-	if err != nil {
-		return err
-	}
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, 1<<30); err != nil {
-		return err
+func runFloor(fl *floor, listen string) error {
+	fl.pending, fl.out = make(chan *floorMsg, 1000), make(chan *floorMsg, 1<<20)
+	if fl.each {
+		if err := os.MkdirAll(fl.path, 0700); err != nil {
+			return err
+		}
+	} else {
+		f, err := os.OpenFile(fl.path, os.O_CREATE|os.O_RDWR|os.O_TRUNC, 0600)
+		if err != nil {
+			return err
+		}
+		if err := unix.Fallocate(int(f.Fd()), 0, 0, 1<<30); err != nil {
+			return err
+		}
+		fl.file = f
+		go fl.commit()
 	}
 	l, err := net.Listen("tcp", listen)
 	if err != nil {
 		return err
 	}
-	fl := &floor{file: f, nextHop: nextHop, pending: make(chan *floorMsg, 1000), out: make(chan *floorMsg, 1<<20)}
-	go fl.commit()
 	for range floorConns {
 		go fl.deliver()
 	}
@@ -54,6 +73,38 @@ func runFloor(listen, nextHop, path string) error {
 		}
 		go fl.session(c)
 	}
+}
+
+// flush makes the file durable.
+func (fl *floor) flush(f *os.File) {
+	if fl.delay > 0 {
+		fl.disk.Lock()
+		time.Sleep(fl.delay)
+		fl.disk.Unlock()
+	}
+	if err := unix.Fdatasync(int(f.Fd())); err != nil {
+		panic(err)
+	}
+}
+
+// store makes one message durable, as the design says, and has it delivered.
+func (fl *floor) store(m *floorMsg) {
+	if !fl.each {
+		fl.pending <- m
+		<-m.done
+		return
+	}
+	m.file = filepath.Join(fl.path, fmt.Sprint(fl.serial.Add(1)))
+	f, err := os.Create(m.file)
+	if err != nil {
+		panic(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(m.data); err != nil {
+		panic(err)
+	}
+	fl.flush(f)
+	fl.out <- m
 }
 
 // commit writes whatever waits, flushes once for all of it, and releases the sessions.
@@ -79,9 +130,7 @@ func (fl *floor) commit() {
 			panic(err)
 		}
 		off += int64(len(buf))
-		if err := unix.Fdatasync(int(fl.file.Fd())); err != nil {
-			panic(err)
-		}
+		fl.flush(fl.file)
 		for _, m := range batch {
 			close(m.done)
 			fl.out <- m
@@ -134,8 +183,7 @@ func (fl *floor) session(c net.Conn) {
 					break
 				}
 			}
-			fl.pending <- m
-			<-m.done
+			fl.store(m)
 			out = append(out, "250 ok\r\n"...)
 		case "QUIT":
 			c.Write(append(out, "221 bye\r\n"...))
@@ -160,6 +208,9 @@ func (fl *floor) deliver() {
 				}
 			}
 			if err = transfer(c, r, m); err == nil {
+				if fl.each {
+					os.Remove(m.file)
+				}
 				break
 			}
 			c.Close()

@@ -10,8 +10,10 @@ import (
 
 // Addresses inside the benchmark's own network namespace.
 const (
-	sinkIP   = "192.0.2.25"
-	isolated = "CHASQUID_BENCH_ISOLATED"
+	sinkIP     = "192.0.2.25"
+	deadIP     = "192.0.2.26" // refuses connections
+	deadDomain = "dead.test"  // has its mail servers there
+	isolated   = "CHASQUID_BENCH_ISOLATED"
 )
 
 // isolate runs this program again in a network and mount namespace of its own, where port 25 and the resolver belong to the
@@ -41,6 +43,7 @@ func furnish(dir string) error {
 	for _, args := range [][]string{
 		{"link", "set", "lo", "up"},
 		{"addr", "add", sinkIP + "/32", "dev", "lo"},
+		{"addr", "add", deadIP + "/32", "dev", "lo"},
 	} {
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 			return fmt.Errorf("ip %v: %w: %s", args, err, out)

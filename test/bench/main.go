@@ -23,6 +23,8 @@ type options struct {
 	rounds                                          int
 	duration                                        time.Duration
 	custom                                          load
+	checks                                          string
+	deferred, deferredPer                           int
 	keep                                            bool
 	profile                                         string
 }
@@ -56,9 +58,14 @@ func main() {
 	floorAddr := flag.String("floor", "", "run the floor server on this address (used by the benchmark itself)")
 	floorNext := flag.String("floor-next", "", "next hop of the floor server")
 	floorFile := flag.String("floor-file", "", "file of the floor server")
+	floorDelay := flag.Duration("floor-delay", 0, "time that each flush of the floor server takes longer")
+	floorEach := flag.Bool("floor-each", false, "let the floor server keep and flush a file per message")
 	flag.StringVar(&o.bin, "bin", "./chasquid", "the chasquid binary to measure")
 	flag.StringVar(&o.servers, "servers", "floor,chasquid,postfix,packaged", "servers to measure, in turn")
-	flag.StringVar(&o.scenarios, "scenarios", "all", "numbers of the scenarios (1-5), separated by commas; all; or custom")
+	flag.StringVar(&o.scenarios, "scenarios", "all", "numbers of the scenarios (1-5), separated by commas; all; none; or custom")
+	flag.StringVar(&o.checks, "checks", "slow,idle,deferred", "further measurements of our server: slow (flushes), idle (connections), deferred (messages in the queue)")
+	flag.IntVar(&o.deferred, "deferred", 1_000_000, "deferred recipients in the check of that name")
+	flag.IntVar(&o.deferredPer, "deferred-recipients", 1, "recipients of each deferred message")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often the whole is repeated; medians are reported")
 	flag.DurationVar(&o.duration, "duration", 4*time.Second, "how long each server is loaded, per scenario and round")
 	flag.IntVar(&o.custom.Clients, "clients", 20, "custom: connections at once")
@@ -73,7 +80,7 @@ func main() {
 	flag.BoolVar(&o.keep, "keep", false, "keep the servers' files and say where they are")
 	flag.Parse()
 	if *floorAddr != "" {
-		fatal(runFloor(*floorAddr, *floorNext, *floorFile))
+		fatal(runFloor(&floor{nextHop: *floorNext, path: *floorFile, delay: *floorDelay, each: *floorEach}, *floorAddr))
 	}
 	if os.Getenv(isolated) == "" {
 		if strings.Contains(o.servers, "packaged") {
@@ -101,6 +108,9 @@ func (o *options) loads() ([]load, error) {
 		o.custom.Name = fmt.Sprintf("%d clients, %d per connection, %d bytes, %d recipients", o.custom.Clients, o.custom.PerConn, o.custom.Size, o.custom.Recipients)
 		return []load{o.custom}, nil
 	}
+	if o.scenarios == "none" {
+		return nil, nil
+	}
 	if o.scenarios == "all" {
 		return scenarios, nil
 	}
@@ -121,7 +131,7 @@ func (o *options) chosen() ([]server, error) {
 		return nil, err
 	}
 	all := []server{
-		{"floor", floorServer},
+		{"floor", floorServer()},
 		{"chasquid", chasquidServer(bin, o.extra)},
 		{"postfix", postfixServer},
 		{"packaged", chasquidServer(os.Getenv("PACKAGED_CHASQUID"), "")},
@@ -187,6 +197,9 @@ func run(ctx context.Context, o options) error {
 		}
 	}
 	report(os.Stdout, results, servers, loads)
+	if err := runChecks(ctx, o, s, dir); err != nil {
+		return err
+	}
 	if o.svgOut != "" {
 		if err := os.WriteFile(o.svgOut, plot(results, servers, loads), 0644); err != nil {
 			return err
@@ -238,6 +251,11 @@ func measure(ctx context.Context, srv server, ld load, s *sink, dir string) (res
 		return result{}, err
 	}
 	defer r.stop()
+	return measureRunning(ctx, srv.name, r, ld, s)
+}
+
+// measureRunning is measure for a server that runs already.
+func measureRunning(ctx context.Context, name string, r *running, ld load, s *sink) (result, error) {
 	// One message first, so that every look-up has been made once and connections can be reused.
 	warm := &source{addr: r.addr, from: "from@sender.test", to: r.to, load: load{Clients: 1, PerConn: 1, Size: 100, Recipients: 1, Max: 1, Duration: 10 * time.Second}}
 	s.reset()
@@ -256,7 +274,7 @@ func measure(ctx context.Context, srv server, ld load, s *sink, dir string) (res
 	waitFor(s, int64(len(out.accepted)*ld.Recipients))
 	cpu = cpuOf(r.pid) - cpu
 	close(stop)
-	return summarise(srv.name, ld, out, s, cpu, <-peak), nil
+	return summarise(name, ld, out, s, cpu, <-peak), nil
 }
 
 // waitFor waits until n recipients were served, or nothing has moved for long.

@@ -69,6 +69,9 @@ func report(w io.Writer, rs []result, servers []server, loads []load) {
 		}
 		t.Flush()
 	}
+	if len(loads) == 0 {
+		return
+	}
 	fmt.Fprintln(w, "\nverdicts (medians of ratios taken round by round)")
 	for _, v := range verdicts(rs, loads) {
 		fmt.Fprintln(w, " ", v)
@@ -85,17 +88,21 @@ func sum(rs []result, f func(result) int) int {
 	return n
 }
 
+// verdict says whether a number is what was wanted.
+func verdict(name, scenario string, got, want float64, atMost bool) string {
+	ok, sign := got >= want, ">="
+	if atMost {
+		ok, sign = got <= want, "<="
+	}
+	word := map[bool]string{true: "ok  ", false: "MISS"}[ok]
+	return fmt.Sprintf("%s %-28s %-32s %6.2f (wanted %s %.2f)", word, name, scenario, got, sign, want)
+}
+
 // verdicts compares our server with the floor and the peers.
 func verdicts(rs []result, loads []load) []string {
 	var out []string
 	add := func(name, scenario string, got, want float64, atMost bool) {
-		ok := got >= want
-		sign := ">="
-		if atMost {
-			ok, sign = got <= want, "<="
-		}
-		word := map[bool]string{true: "ok  ", false: "MISS"}[ok]
-		out = append(out, fmt.Sprintf("%s %-28s %-32s %6.2f (wanted %s %.2f)", word, name, scenario, got, sign, want))
+		out = append(out, verdict(name, scenario, got, want, atMost))
 	}
 	for _, ld := range loads {
 		if v, ok := ratio(rs, "chasquid", "floor", ld.Name, endToEnd); ok {

@@ -28,7 +28,8 @@ type server struct {
 
 type running struct {
 	addr string
-	to   []string // recipients it relays to the sink
+	to   []string      // recipients it relays to the sink
+	took time.Duration // from its start to its first greeting
 	pid  int
 	stop func()
 }
@@ -53,6 +54,7 @@ func launch(ctx context.Context, addr, logPath string, cmd *exec.Cmd) (*running,
 	defer logFile.Close()
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	begin := time.Now()
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -75,7 +77,7 @@ func launch(ctx context.Context, addr, logPath string, cmd *exec.Cmd) (*running,
 		default:
 		}
 		if greets(addr) {
-			return &running{addr: addr, pid: cmd.Process.Pid, stop: stop}, nil
+			return &running{addr: addr, pid: cmd.Process.Pid, stop: stop, took: time.Since(begin)}, nil
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
 			stop()
@@ -102,18 +104,21 @@ func greets(addr string) bool {
 	return false
 }
 
-func floorServer(ctx context.Context, dir string) (*running, error) {
-	const addr = "127.0.0.1:2501"
-	cmd := exec.Command("/proc/self/exe", "-floor", addr, "-floor-next", sinkIP+":25", "-floor-file", filepath.Join(dir, "floor.data"))
-	r, err := launch(ctx, addr, filepath.Join(dir, "log"), cmd)
-	if err == nil {
-		r.to = aliasNames("sink.test")
+// floorServer runs the floor with further arguments.
+func floorServer(args ...string) func(context.Context, string) (*running, error) {
+	return func(ctx context.Context, dir string) (*running, error) {
+		const addr = "127.0.0.1:2501"
+		cmd := exec.Command("/proc/self/exe", append([]string{"-floor", addr, "-floor-next", sinkIP + ":25", "-floor-file", filepath.Join(dir, "floor.data")}, args...)...)
+		r, err := launch(ctx, addr, filepath.Join(dir, "log"), cmd)
+		if err == nil {
+			r.to = aliasNames("sink.test")
+		}
+		return r, err
 	}
-	return r, err
 }
 
 // chasquidServer runs a chasquid binary (ours, or the packaged original) with a configuration both understand.
-func chasquidServer(bin, extra string) func(context.Context, string) (*running, error) {
+func chasquidServer(bin, extra string, args ...string) func(context.Context, string) (*running, error) {
 	return func(ctx context.Context, dir string) (*running, error) {
 		const addr = "127.0.0.1:2502"
 		conf := fmt.Sprintf("hostname: \"bench.test\"\nsmtp_address: %q\ndata_dir: %q\nmail_log_path: %q\n"+
@@ -134,7 +139,7 @@ func chasquidServer(bin, extra string) func(context.Context, string) (*running, 
 		if err := writeCert(filepath.Join(dir, "certs", "bench.test")); err != nil {
 			return nil, err
 		}
-		r, err := launch(ctx, addr, filepath.Join(dir, "log"), exec.Command(bin, "-config_dir="+dir))
+		r, err := launch(ctx, addr, filepath.Join(dir, "log"), exec.Command(bin, append([]string{"-config_dir=" + dir}, args...)...))
 		if err == nil {
 			r.to = aliasNames("bench.test")
 		}
