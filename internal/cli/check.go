@@ -1,0 +1,346 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/aliases"
+	"blitiri.com.ar/go/chasquid/internal/auth/userdb"
+	"blitiri.com.ar/go/chasquid/internal/config"
+	"blitiri.com.ar/go/chasquid/internal/courier"
+	"blitiri.com.ar/go/chasquid/internal/dns"
+	"blitiri.com.ar/go/chasquid/internal/domains"
+)
+
+func checkCommand() *command {
+	return &command{name: "check", args: "[options]", short: "Check a configuration directory, and the DNS of its domains",
+		long: "Reads everything as the server does when it starts, and looks at what goes wrong later: permissions, certificates that end soon or are for " +
+			"other names, programs that are missing, and the DNS records of every domain. Every line is ok, warn or fail; what to do stands behind it.\n\n" +
+			"Exit status is 1 if something fails, and 0 if there are only warnings. Run it as the user that the server runs as, or as root.",
+		prepare: func(fs *flag.FlagSet) func(*call) error {
+			asJSON := fs.Bool("json", false, "write JSON")
+			noDNS := fs.Bool("no_dns", false, "do not look at the DNS")
+			overrides := fs.String("config_overrides", "", "`settings` that override those of the file")
+			return func(c *call) error {
+				if err := c.wantArgs(0, 0); err != nil {
+					return err
+				}
+				k := &checker{call: c, dir: c.configDir, now: time.Now()}
+				k.run(*overrides, !*noDNS)
+				return k.report(*asJSON)
+			}
+		}}
+}
+
+// finding is one line of the report.
+type finding struct {
+	Result string `json:"result"` // ok, warn, fail
+	About  string `json:"about"`
+	Text   string `json:"text"`
+	Fix    string `json:"fix,omitempty"`
+}
+
+// checker is one check of a configuration directory.
+type checker struct {
+	*call
+	dir      string
+	now      time.Time
+	conf     *config.Config
+	snap     *domains.Snapshot
+	resolver dns.Resolver
+	found    []finding
+}
+
+func (k *checker) ok(about, format string, args ...any) {
+	k.found = append(k.found, finding{"ok", about, fmt.Sprintf(format, args...), ""})
+}
+func (k *checker) warn(about, fix, format string, args ...any) {
+	k.found = append(k.found, finding{"warn", about, fmt.Sprintf(format, args...), fix})
+}
+func (k *checker) fail(about, fix, format string, args ...any) {
+	k.found = append(k.found, finding{"fail", about, fmt.Sprintf(format, args...), fix})
+}
+
+// failWith tells an error, or each of those joined in it, with the remedies they know.
+func (k *checker) failWith(about string, err error) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			k.failWith(about, e)
+		}
+		return
+	}
+	fix := ""
+	var r interface{ Remedy() string }
+	if errors.As(err, &r) {
+		fix = r.Remedy()
+	}
+	k.fail(about, fix, "%v", err)
+}
+
+func (k *checker) report(asJSON bool) error {
+	failed, warned := 0, 0
+	for _, f := range k.found {
+		switch f.Result {
+		case "fail":
+			failed++
+		case "warn":
+			warned++
+		}
+	}
+	if asJSON {
+		if err := printJSON(k.Stdout, struct {
+			Failed   int       `json:"failed"`
+			Warnings int       `json:"warnings"`
+			Findings []finding `json:"findings"`
+		}{failed, warned, k.found}); err != nil {
+			return err
+		}
+	} else {
+		for _, f := range k.found {
+			line := fmt.Sprintf("%-5s %s: %s", f.Result, f.About, f.Text)
+			if f.Fix != "" {
+				line += " (" + f.Fix + ")"
+			}
+			fmt.Fprintln(k.Stdout, printable(line))
+		}
+		fmt.Fprintf(k.Stdout, "\n%s, %s\n", plural(failed, "failure"), plural(warned, "warning"))
+	}
+	if failed > 0 {
+		return quiet{exitError}
+	}
+	return nil
+}
+
+func (k *checker) run(overrides string, withDNS bool) {
+	var err error
+	if k.conf, err = config.Load(filepath.Join(k.dir, config.FileName), overrides); err != nil {
+		k.failWith("settings", err)
+		return
+	}
+	k.ok("settings", "%s is valid", k.conf.File)
+	for _, w := range k.conf.Warnings {
+		k.warn("settings", "", "%s", w)
+	}
+	k.checkListeners()
+	k.checkData()
+	k.checkDelivery()
+	k.checkHooks()
+	table, warnings, err := domains.Load(k.ctx, domains.Config{Dir: k.dir, Hostname: k.conf.GetHostname(), CertsOptional: k.conf.ACME != nil})
+	for _, w := range warnings {
+		k.warn("certificates", "", "%s", w)
+	}
+	if err != nil {
+		k.failWith("domains and certificates", err)
+		return
+	}
+	k.snap = table.Current()
+	k.checkCerts()
+	k.checkDomains()
+	if withDNS {
+		k.resolver = k.configuredResolver(k.conf)
+		k.checkHostDNS()
+		for _, d := range k.snap.Domains {
+			if d.Dir != "" {
+				k.checkDomainDNS(d)
+			}
+		}
+	}
+}
+
+func (k *checker) checkListeners() {
+	n := 0
+	for _, role := range []struct {
+		name  string
+		addrs []string
+	}{{"smtp_address", k.conf.GetSmtpAddress()}, {"submission_address", k.conf.GetSubmissionAddress()}, {"submission_over_tls_address", k.conf.GetSubmissionOverTlsAddress()}} {
+		for _, a := range role.addrs {
+			n++
+			if a == "systemd" {
+				continue
+			}
+			if _, err := net.ResolveTCPAddr("tcp", a); err != nil {
+				k.fail(role.name, "write it as host:port or :port", "%q cannot be listened on: %v", a, err)
+			}
+		}
+	}
+	if n == 0 {
+		k.fail("listeners", "set smtp_address", "no address to listen on")
+	}
+}
+
+// checkData looks at the data directory.
+func (k *checker) checkData() {
+	dir := k.conf.Path(k.conf.GetDataDir())
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		k.warn("data_dir", "make it, for the user the server runs as", "%s does not exist yet", dir)
+		return
+	case err != nil:
+		k.fail("data_dir", "", "%v", err)
+		return
+	case !info.IsDir():
+		k.fail("data_dir", "name a directory", "%s is not a directory", dir)
+		return
+	case info.Mode().Perm()&0o007 != 0:
+		k.warn("data_dir", "chmod o-rwx "+dir, "%s can be read by everybody on this machine (mode %04o)", dir, info.Mode().Perm())
+	default:
+		k.ok("data_dir", "%s is there", dir)
+	}
+	for _, name := range []string{"queue", "domaininfo", "sts-cache"} {
+		if st, err := os.Stat(filepath.Join(dir, name)); err == nil && !st.IsDir() {
+			k.fail("data_dir", "move it away", "%s is not a directory", filepath.Join(dir, name))
+		}
+	}
+}
+
+// checkDelivery looks at where local mail goes, and at the routes.
+func (k *checker) checkDelivery() {
+	switch {
+	case k.conf.LocalMaildir != "":
+		k.ok("local delivery", "into Maildirs, %s", k.conf.LocalMaildir)
+	case k.conf.LocalLMTP != "":
+		k.checkLMTP()
+	default:
+		k.checkMDA()
+	}
+	if _, err := courier.NewRouter(routerConfig(k.conf, nil)); err != nil {
+		k.failWith("routes", err)
+	}
+}
+
+func (k *checker) checkLMTP() {
+	addr, network := k.conf.LocalLMTP, "tcp"
+	if !strings.Contains(addr, ":") || strings.HasPrefix(addr, "/") {
+		addr, network = k.conf.Path(addr), "unix"
+	}
+	ctx, cancel := context.WithTimeout(k.ctx, 5*time.Second)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+	if err != nil {
+		k.warn("local delivery", "start the LMTP server, or correct local_delivery; mail waits until then", "%v", err)
+		return
+	}
+	conn.Close()
+	k.ok("local delivery", "the LMTP server at %s answers", k.conf.LocalLMTP)
+}
+
+func (k *checker) checkMDA() {
+	bin := k.conf.GetMailDeliveryAgentBin()
+	path := bin
+	if strings.Contains(bin, "/") {
+		path = k.conf.Path(bin)
+	}
+	if found, err := exec.LookPath(path); err != nil {
+		k.warn("local delivery", "install it, or set mail_delivery_agent_bin or local_delivery; local mail waits until then", "the program %s cannot be run: %v", bin, err)
+	} else {
+		k.ok("local delivery", "by the program %s", found)
+	}
+}
+
+func (k *checker) checkHooks() {
+	for _, name := range []string{"post-data", "alias-resolve"} {
+		path := filepath.Join(k.dir, "hooks", name)
+		info, err := os.Stat(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			k.fail("hooks", "", "%v", err)
+		case info.IsDir() || info.Mode().Perm()&0o111 == 0:
+			k.fail("hooks", "chmod +x "+path+", or remove it", "%s cannot be executed; mail is refused for now because of it", path)
+		default:
+			k.ok("hooks", "%s is there", path)
+		}
+	}
+}
+
+// soon is how long before its end a certificate is worth a warning.
+const soon = 14 * 24 * time.Hour
+
+func (k *checker) checkCerts() {
+	for _, c := range k.snap.Certs {
+		about := "certificate " + c.Name
+		switch {
+		case k.now.After(c.NotAfter):
+			k.fail(about, "renew it", "it ended on %s", c.NotAfter.UTC().Format(time.DateOnly))
+		case k.now.Before(c.NotBefore):
+			k.fail(about, "check the clock of this machine", "it is not valid before %s", c.NotBefore.UTC().Format(time.DateOnly))
+		case c.NotAfter.Sub(k.now) < soon:
+			k.warn(about, "renew it", "it ends on %s", c.NotAfter.UTC().Format(time.DateOnly))
+		default:
+			k.ok(about, "for %s, until %s", strings.Join(c.Names, " "), c.NotAfter.UTC().Format(time.DateOnly))
+		}
+		if c.Leaf != nil && c.Leaf.CheckSignature(c.Leaf.SignatureAlgorithm, c.Leaf.RawTBSCertificate, c.Leaf.Signature) == nil {
+			k.warn(about, "get one from an authority; \"acme\" in the settings does", "it is self-signed: other servers and mail programs do not trust it")
+		}
+		k.private(about, filepath.Join(c.Dir, "privkey.pem"))
+	}
+	if k.conf.ACME == nil && !k.snap.HasCert(k.conf.GetHostname(), k.now) {
+		k.warn("certificates", "get a certificate for it", "none is for the host name %q", k.conf.GetHostname())
+	}
+}
+
+// private warns of secrets that everybody on the machine can read.
+func (k *checker) private(about, path string) {
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o004 != 0 {
+		k.warn(about, "chmod o-r "+path, "%s can be read by everybody on this machine", path)
+	}
+}
+
+func (k *checker) checkDomains() {
+	n := 0
+	for _, d := range k.snap.Domains {
+		if d.Dir == "" {
+			continue
+		}
+		n++
+		k.checkDomain(d)
+	}
+	if n == 0 {
+		k.warn("domains", "make a directory in domains/, or run \"chasquid setup\"", "no domain is local but localhost")
+	}
+}
+
+func (k *checker) checkDomain(d *domains.Domain) {
+	about, users := "domain "+d.Name, 0
+	db, err := userdb.ReadFile(d.Users)
+	switch {
+	case err == nil:
+		users = db.Len()
+		k.private(about, d.Users)
+	case !errors.Is(err, fs.ErrNotExist):
+		k.fail(about, "correct or restore the file; chasquid-util writes it", "users file error: %v", err)
+	}
+	// The resolver's own parser, with nothing behind it.
+	r := aliases.New(aliases.Config{SuffixSeparators: k.conf.GetSuffixSeparators(), DropCharacters: k.conf.GetDropCharacters(), FS: os.DirFS("/")})
+	if err := r.Load(k.ctx, []aliases.File{{Domain: d.Name, Path: strings.TrimPrefix(absolute(d.Aliases), "/")}}); err != nil {
+		k.failWith(about, err)
+	}
+	for _, key := range d.Keys {
+		k.private(about, key.File)
+	}
+	k.ok(about, "%s, %s, %s", plural(users, "user"), count(r.Count(d.Name), "alias", "aliases"), plural(len(d.Keys), "DKIM key"))
+	if users == 0 && r.Count(d.Name) == 0 && !k.conf.GetDovecotAuth() {
+		k.warn(about, "add one with chasquid-util user-add", "it has no users and no aliases: all mail for it is refused")
+	}
+	if len(d.Keys) == 0 {
+		k.warn(about, "make a key with chasquid-util dkim-keygen", "its mail is not signed: there is no DKIM key")
+	}
+}
+
+// count is a number with its noun.
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
