@@ -231,7 +231,9 @@ func FuzzHostileServer(f *testing.F) {
 	f.Add([]byte("220 x\r\n250-x\r\n250-LIMITS RCPTMAX=1 MAILMAX=1\r\n250-AUTH=PLAIN\r\n250 STARTTLS\r\n220 go\r\n\x16\x03\x03"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		s := NewSMTP(Config{Hostname: "me.test", Resolver: zone.MustNew("example.org MX 10 mx.example.org\nmx.example.org A 192.0.2.1\n"), MaxIdle: -1,
-			Dial: func(context.Context, string, string) (net.Conn, error) { return said{r: strings.NewReader(string(in))}, nil }})
+			Dial: func(context.Context, string, string) (net.Conn, error) {
+				return said{r: strings.NewReader(string(in))}, nil
+			}})
 		for _, o := range s.Deliver(context.Background(), sinkJob(messageOf(100), 2)) {
 			if (o.Err == nil) != (o.Disposition == mail.Delivered) || o.Disposition == mail.Delivered && o.Reply.Class() != 2 {
 				t.Fatalf("%+v", o)

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,6 +85,9 @@ func (s *sink) serve(c net.Conn) {
 				if line, err = r.ReadSlice('\n'); string(line) == ".\r\n" {
 					break
 				}
+			}
+			if err != nil {
+				return
 			}
 			s.messages.Add(1)
 			w.WriteString("250 2.0.0 taken as 1234567\r\n")
@@ -233,6 +238,9 @@ func TestClosedWhileWaiting(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
+	if c.state = new(tls.ConnectionState); c.alive(time.Now().Add(time.Minute)) {
+		t.Error("with TLS it looks alive")
+	}
 	c.close()
 	s.Close()
 	sink.close()
@@ -331,5 +339,69 @@ func BenchmarkDeliver(b *testing.B) {
 			s.Close()
 			sink.close()
 		})
+	}
+}
+
+// A message that cannot be read to its end, or has more than its end, is never ended on the wire: the server throws it away.
+func TestMessageOfTheWrongSize(t *testing.T) {
+	for _, ext := range [][]string{{"PIPELINING"}, {"PIPELINING", "CHUNKING", "8BITMIME", "BINARYMIME"}} {
+		sink := newSink(t, ext...)
+		s := toSink(sink.l.Addr().String(), nil)
+		for _, off := range []int64{-1, -1000, 1, 1000} {
+			job := sinkJob(messageOf(200_000), 1)
+			job.Env.Body = mail.BodyBinary
+			job.Size -= off // what Open yields is off bytes more
+			o := s.Deliver(t.Context(), job)[0]
+			if o.Disposition != mail.Deferred || o.Reason != mail.ReasonInternal {
+				t.Errorf("%v, %d bytes more: %+v", ext, off, o)
+			}
+		}
+		if o := s.Deliver(t.Context(), sinkJob(messageOf(100), 1))[0]; o.Disposition != mail.Delivered {
+			t.Errorf("the next message: %+v", o)
+		}
+		s.Close()
+		sink.close()
+		if n := sink.messages.Load(); n != 1 {
+			t.Errorf("%v: the sink took %d messages, want 1", ext, n)
+		}
+	}
+}
+
+// A waiting connection on which the server said something is not used.
+func TestSaidSomethingWhileWaiting(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ours, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	theirs, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	c := newClient(&clientEnv{}, ours, "mx", l.Addr().(*net.TCPAddr).AddrPort())
+	later := time.Now().Add(time.Minute)
+	if !c.alive(later) {
+		t.Error("a quiet connection is called dead")
+	}
+	theirs.Write([]byte("421 bye\r\n"))
+	for deadline := time.Now().Add(5 * time.Second); c.alive(later); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a connection with something unread is called alive")
+		}
+	}
+}
+
+// A password never goes out in the clear, whatever else went wrong before.
+func TestNoPasswordInTheClear(t *testing.T) {
+	c := newClient(&clientEnv{}, said{r: strings.NewReader("")}, "mx", netip.AddrPort{})
+	c.caps.authPlain = true
+	if f := c.auth("joe", "secret"); f == nil || f.Disposition != mail.Deferred || len(c.log.b) != 0 {
+		t.Errorf("%+v, said %q", f, c.log.b)
 	}
 }
