@@ -145,7 +145,7 @@ type listener struct {
 	mode  Mode
 	open  atomic.Int64
 	total atomic.Int64
-	wg    sync.WaitGroup
+	work  *workers
 }
 
 // New returns a server.
@@ -175,7 +175,7 @@ func (srv *Server) Configure(cfg Config) {
 // ended. When ctx ends they are cut; otherwise they end by themselves. Accept errors, such as running out of file descriptors, are
 // waited out.
 func (srv *Server) Serve(ctx context.Context, l net.Listener, mode Mode) error {
-	ln := &listener{Listener: l, mode: mode}
+	ln := &listener{Listener: l, mode: mode, work: newWorkers()}
 	srv.mu.Lock()
 	if srv.draining {
 		srv.mu.Unlock()
@@ -188,7 +188,7 @@ func (srv *Server) Serve(ctx context.Context, l net.Listener, mode Mode) error {
 
 	stop := context.AfterFunc(ctx, func() { l.Close(); srv.cut(ln) })
 	srv.accept(ctx, ln)
-	ln.wg.Wait()
+	ln.work.wait()
 	stop()
 	srv.mu.Lock()
 	delete(srv.listeners, ln)
@@ -248,8 +248,7 @@ func (srv *Server) admit(ctx context.Context, ln *listener, nc net.Conn) {
 	srv.sessions[s] = struct{}{}
 	srv.running.Add(1)
 	srv.mu.Unlock()
-	ln.wg.Add(1)
-	go s.run(ctx)
+	ln.work.serve(ctx, s)
 }
 
 const turnedAway = "421 4.7.0 Too many connections, please try again later\r\n"
@@ -268,7 +267,6 @@ func (srv *Server) forget(s *session) {
 	srv.mu.Lock()
 	delete(srv.sessions, s)
 	srv.mu.Unlock()
-	s.ln.wg.Done()
 	srv.running.Done()
 }
 

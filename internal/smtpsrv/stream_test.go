@@ -62,13 +62,12 @@ func (ts *testServer) play(pieces ...[]byte) (string, int) {
 	}
 	c := &scripted{pieces: given}
 	srv := ts.srv
-	ln := &listener{mode: SMTP, Listener: ts.l[SMTP]}
+	ln := &listener{mode: SMTP, Listener: ts.l[SMTP], work: newWorkers()}
 	s := newSession(srv, srv.cfg.Load(), ln, c)
 	srv.mu.Lock()
 	srv.sessions[s] = struct{}{}
 	srv.running.Add(1)
 	srv.mu.Unlock()
-	ln.wg.Add(1)
 	s.run(context.Background())
 	return c.out.String(), c.writes
 }
