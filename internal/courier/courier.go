@@ -77,14 +77,22 @@ func refused(reason mail.Reason, code int, enh, text string) mail.Outcome {
 	return mail.Outcome{Disposition: mail.Failed, Reason: reason, Reply: r, Err: r}
 }
 
+// notedOutcomes is how many recipients' failures a span tells of one job.
+const notedOutcomes = 10
+
 // noteOutcome annotates the context's span with what became of a job, and for failures why.
 func noteOutcome(ctx context.Context, job *mail.Job, out []mail.Outcome) {
 	span := trace.From(ctx)
 	if span == nil {
 		return
 	}
+	shown := 0
 	for i := range out {
 		if o := &out[i]; o.Err != nil {
+			if shown++; shown > notedOutcomes {
+				span.Printf("… and so on for further recipients")
+				return
+			}
 			span.Printf("%s: %s (%s): %v", job.Rcpts[i].Target(), o.Disposition, o.Reason, o.Err)
 		}
 	}

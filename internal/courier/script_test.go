@@ -24,9 +24,11 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/dns/zone"
+	"blitiri.com.ar/go/chasquid/internal/expvarom"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
 	"blitiri.com.ar/go/chasquid/internal/tlspolicy"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
 // The scripts in testdata are dialogues in which we are the client. A line is one of
@@ -41,8 +43,9 @@ import (
 //	peer ADDR                    the next connection to the address; its steps are the indented lines that follow
 //	deliver                      attempts the job
 //	want ADDR DISPOSITION REASON [REPLY]   its outcome for a recipient
-//	err TEXT, tls TEXT, mta TEXT, took MIN MAX, level DOMAIN LEVEL, relayed, retry D, trace TEXT   more about that outcome
-//	metric NAME VALUE
+//	err TEXT, tls TEXT, mta TEXT, took MIN MAX, level DOMAIN LEVEL, relayed, retry D   more about that outcome
+//	trace TEXT, notrace TEXT     what the trace of the last attempt has, and has not
+//	metric LINE                  a metric as metricLines writes it
 //	new                          forgets the message, not the connections
 //
 // A step is "> TEXT" (we get the line), "< TEXT" (we must say the line), "raw QUOTED" (we get these bytes), "read N" (we must send
@@ -90,6 +93,8 @@ type script struct {
 	out      []mail.Outcome
 	last     *mail.Outcome
 	took     time.Duration
+	trace    string
+	reg      *expvarom.Registry
 }
 
 type peer struct {
@@ -110,7 +115,9 @@ func runScript(t *testing.T, text string) {
 	s.certs = &testCerts{}
 	s.cfg = Config{Hostname: "me.test", Resolver: s.zone, Dial: s.dial, Ledger: s, Sources: []tlspolicy.Source{s}, HostSources: []tlspolicy.HostSource{s},
 		Password: func(string) (string, error) { return "secret", nil }}
-	s.localCfg = LocalConfig{Hostname: "me.test", Dial: s.dial, DropCharacters: "."}
+	s.reg = expvarom.New()
+	s.cfg.Metrics = s.reg
+	s.localCfg = LocalConfig{Metrics: s.reg, Hostname: "me.test", Dial: s.dial, DropCharacters: "."}
 	s.reset()
 	var p *peer
 	for n, line := range strings.Split(text, "\n") {
@@ -335,7 +342,17 @@ func (s *script) deliver() {
 	}
 	begin := time.Now()
 	mux := Mux{SMTP: s.smtp, Local: s.local, OnPanic: func() { s.t.Error("panic") }}
-	s.out = mux.Deliver(s.t.Context(), job)
+	rec := trace.New(trace.Config{})
+	ctx, span := trace.StartMessage(trace.WithRecorder(s.t.Context(), rec), trace.DeliveryRemote, "test", trace.NewID())
+	s.out = mux.Deliver(ctx, job)
+	span.Fail()
+	span.Finish()
+	s.trace = ""
+	for _, sp := range rec.Errors(trace.DeliveryRemote) {
+		for _, e := range sp.Events {
+			s.trace += e.Text + "\n"
+		}
+	}
 	s.took = time.Since(begin)
 	s.last = nil
 	if len(s.out) != len(job.Rcpts) {
@@ -373,6 +390,22 @@ func (s *script) check(word, arg string, fields []string) error {
 	case "dialled":
 		if got := strings.Join(s.dials, " "); got != arg {
 			return fmt.Errorf("dialled %s, want %s", got, arg)
+		}
+		return nil
+	case "trace":
+		if !strings.Contains(s.trace, arg) {
+			return fmt.Errorf("the trace has no %q:\n%s", arg, s.trace)
+		}
+		return nil
+	case "notrace":
+		if strings.Contains(s.trace, arg) {
+			return fmt.Errorf("the trace has %q:\n%s", arg, s.trace)
+		}
+		return nil
+	case "metric":
+		if all := metricLines(s.t, s.reg); !strings.Contains(all, "\n"+arg+"\n") {
+			name, _, _ := strings.Cut(arg, "{")
+			return fmt.Errorf("no such metric; there are%s", linesWith(all, name))
 		}
 		return nil
 	case "took":
@@ -455,6 +488,37 @@ func (s *script) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	}
 	s.t.Errorf("unexpected connection to %s", addr)
 	return nil, fail(os.NewSyscallError("connect", syscall.ECONNREFUSED))
+}
+
+// metricLines is every metric as "name{label="value"} value", a line each; of a histogram the count.
+func metricLines(t *testing.T, reg *expvarom.Registry) string {
+	families, err := reg.Gather()
+	if err != nil {
+		t.Error(err)
+	}
+	var b strings.Builder
+	b.WriteString("\n")
+	for _, f := range families {
+		for _, m := range f.Metric {
+			var labels []string
+			for _, l := range m.Label {
+				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
+			}
+			v := m.GetCounter().GetValue() + m.GetUntyped().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			fmt.Fprintf(&b, "%s{%s} %v\n", f.GetName(), strings.Join(labels, ","), v)
+		}
+	}
+	return b.String()
+}
+
+func linesWith(all, prefix string) string {
+	var out string
+	for l := range strings.Lines(all) {
+		if strings.HasPrefix(l, prefix) && !strings.HasSuffix(l, " 0\n") {
+			out += "\n" + strings.TrimSuffix(l, "\n")
+		}
+	}
+	return out
 }
 
 // play is the server's side of one connection.

@@ -136,7 +136,7 @@ func (d *delivery) run(ctx context.Context) *mail.Outcome {
 			sessions++
 		}
 	}
-	if ctx.Err() != nil && d.last.Err == nil {
+	if ctx.Err() != nil { // what broke because of it says nothing about the servers
 		d.last = internalError(fmt.Errorf("the attempt was interrupted: %w", context.Cause(ctx)))
 	}
 	return nil

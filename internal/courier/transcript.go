@@ -10,6 +10,7 @@ import (
 const (
 	maxTranscript  = 8 << 10 // bytes kept of one message's dialogue
 	transcriptLine = 256     // bytes shown of one line
+	transcriptTail = 40      // lines shown, the last ones
 )
 
 // transcript keeps the dialogue with a server for the trace of a failure. Secrets are never put in.
@@ -68,10 +69,15 @@ func (t *transcript) dump(span *trace.Span) {
 	if span == nil {
 		return
 	}
+	b, skip := t.b, bytes.Count(t.b, []byte{'\n'})-transcriptTail
+	for ; skip > 0; skip-- {
+		b = b[bytes.IndexByte(b, '\n')+1:]
+		t.dropped = true
+	}
 	if t.dropped {
 		span.Printf("… the dialogue began earlier")
 	}
-	for line := range bytes.Lines(t.b) {
+	for line := range bytes.Lines(b) {
 		line = bytes.TrimRight(line, "\r\n")
 		mark := ""
 		if len(line) < 2 || line[1] != ' ' || line[0] != '<' && line[0] != '>' && line[0] != '!' {
