@@ -3,7 +3,6 @@ package aliases
 import (
 	"bytes"
 	"errors"
-	"os"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/command"
@@ -23,11 +22,7 @@ func (e *HookError) Error() string { return e.Err.Error() }
 func (e *HookError) Unwrap() error { return e.Err }
 
 func (r *Resolver) hookExists() bool {
-	if r.cfg.Hook == "" {
-		return false
-	}
-	_, err := os.Stat(r.cfg.Hook)
-	return err == nil || !errors.Is(err, os.ErrNotExist)
+	return r.cfg.Hook != "" && command.Exists(r.cfg.Hook)
 }
 
 // hook asks the hook for aliases of addr, or the transaction's cache if it was asked before.

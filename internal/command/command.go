@@ -5,6 +5,8 @@ import (
 	"context"
 	"io"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Spec is one run of a program.
@@ -40,3 +42,9 @@ type RunnerFunc func(ctx context.Context, s Spec) Result
 
 // Run calls f.
 func (f RunnerFunc) Run(ctx context.Context, s Spec) Result { return f(ctx, s) }
+
+// Exists reports whether there is something at path to run; true also if that cannot be found out, as running it tells why. It is what
+// a hook costs that is not there, for every message: one system call.
+func Exists(path string) bool {
+	return unix.Access(path, unix.F_OK) != unix.ENOENT
+}

@@ -168,7 +168,8 @@ func (s *Set) open(ctx context.Context, r Role, addr string, next []*Listener) (
 		}
 		return ls, true, nil
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	// Sessions have time-outs of their own; keep-alive probes would only cost four system calls for each connection.
+	l, err := (&net.ListenConfig{KeepAlive: -1}).Listen(ctx, "tcp", addr)
 	if err != nil {
 		return nil, false, bindError(r, addr, err)
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -83,7 +82,7 @@ func (*Hook) Name() string { return "hook" }
 
 // Body runs the hook on the message.
 func (h *Hook) Body(ctx context.Context, t *Transaction, c Content) Verdict {
-	if _, err := os.Stat(h.cfg.Path); errors.Is(err, os.ErrNotExist) {
+	if !command.Exists(h.cfg.Path) {
 		h.metrics.count(hookSkip)
 		return Verdict{}
 	}
