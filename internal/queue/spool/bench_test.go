@@ -1,10 +1,12 @@
 package spool
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -190,5 +192,65 @@ func BenchmarkFloor(b *testing.B) {
 			b.SetBytes(int64(c.size))
 			clients(b, c.clients, func() error { return f.commit(body) })
 		})
+	}
+}
+
+var startMessages = flag.Int("messages", 100_000, "how many messages BenchmarkStart has in the queue")
+
+// BenchmarkStart opens a store with many deferred messages after a crash and reads all entries, as the queue does at start.
+// Run it with -messages=1000000 -benchtime=1x.
+func BenchmarkStart(b *testing.B) {
+	dir := filepath.Join(benchDir(b), "queue")
+	s, err := Open(Config{Dir: dir, FS: noSync{vfs.OS}, MinFree: -1, NoPrefill: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	commitMany(b, s, *startMessages, strings.Repeat("x", 1000))
+	deferAll(b, s)
+	s.closeFiles() // no orderly end
+	s.lock.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		start := time.Now()
+		s, err := Open(Config{Dir: dir, FS: noSync{vfs.OS}, MinFree: -1, NoPrefill: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(time.Since(start).Seconds(), "s/open")
+		n := 0
+		start = time.Now()
+		for _, err := range s.All() {
+			if err != nil {
+				b.Fatal(err)
+			}
+			n++
+		}
+		b.ReportMetric(time.Since(start).Seconds(), "s/all")
+		if n < *startMessages-8 {
+			b.Fatalf("%d messages", n)
+		}
+		s.closeFiles()
+		s.lock.Close()
+	}
+}
+
+// BenchmarkLoad is what the queue does before a later attempt.
+func BenchmarkLoad(b *testing.B) {
+	s, err := Open(Config{Dir: benchDir(b), FS: noSync{vfs.OS}, MinFree: -1, NoPrefill: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	commitMany(b, s, 8, "x")
+	deferAll(b, s)
+	var ids []mail.ID
+	for e := range s.All() {
+		ids = append(ids, e.ID)
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if _, err := s.Load(ids[i%len(ids)]); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

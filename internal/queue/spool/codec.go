@@ -287,9 +287,10 @@ func (d *decoder) time() time.Time {
 	return time.Unix(0, n).UTC()
 }
 
-func (d *decoder) stub(s *stub) {
+// stub decodes all but the id, which it returns as it stands in the buffer.
+func (d *decoder) stub(s *stub) (id []byte) {
 	s.serial = d.uvarint()
-	s.id = mail.ID(d.string())
+	id = d.bytes(d.count(1))
 	s.rcpts = d.uint32()
 	c := &s.content
 	*c = content{prefixLen: d.uint32(), prefixCRC: d.fixed32(), inlineLen: d.uint32(), inlineCRC: d.fixed32()}
@@ -302,7 +303,7 @@ func (d *decoder) stub(s *stub) {
 	n := d.uvarint()
 	if n > math.MaxInt64-blockSize || fileBlocks(int64(n)) > int64(len(d.b)/4) {
 		d.fail()
-		return
+		return id
 	}
 	if c.fileLen = int64(n); n > 0 {
 		c.fileCRCs = make([]uint32, fileBlocks(c.fileLen))
@@ -310,6 +311,7 @@ func (d *decoder) stub(s *stub) {
 			c.fileCRCs[i] = d.fixed32()
 		}
 	}
+	return id
 }
 
 func (d *decoder) address() address.Address {
@@ -422,16 +424,30 @@ func appendResult(b []byte, r *result) []byte {
 	return b
 }
 
-// result decodes into r, reusing r.us.
+// result decodes all of a result record.
 func (d *decoder) result(r *result) {
 	r.id = mail.ID(d.string())
 	r.serial = d.uvarint()
-	r.us = r.us[:0]
 	for n := d.count(9); n > 0 && !d.bad; n-- {
 		u := queue.RcptUpdate{Rcpt: int(d.uint32())}
 		d.state(&u.State)
 		r.us = append(r.us, u)
 	}
+}
+
+// applyResult decodes those states of a result record for which want holds into status.
+func (d *decoder) applyResult(status []queue.RcptStatus, want func(rcpt int) bool) (serial uint64) {
+	d.bytes(d.count(1))
+	serial = d.uvarint()
+	for n := d.count(9); n > 0 && !d.bad; n-- {
+		if r := int(d.uint32()); r < len(status) && want(r) {
+			status[r] = queue.RcptStatus{}
+			d.state(&status[r])
+		} else {
+			d.skipState()
+		}
+	}
+	return serial
 }
 
 // resultRcpts reads only which recipients a result is about: the one, or several in which.

@@ -26,6 +26,9 @@ const (
 
 var opRecord = [...]recordType{recMessage, recResult, recRemoved, recMessage, recResult, recRemoved, recSeal}
 
+// lazy reports the kinds that nobody outside waits for: they tell what became of mail that is already safe.
+func (k opKind) lazy() bool { return k == opResult || k == opRemoved }
+
 // isCopy reports the kinds that compaction writes. They come first in a batch: what they repeat was true before it.
 func (k opKind) isCopy() bool { return k >= opCopyMessage && k <= opCopyRemoved }
 
@@ -68,24 +71,25 @@ const (
 	wakeLead               // the op is the first of the next batch: run it
 )
 
-var opPool = sync.Pool{New: func() any { return &op{wake: make(chan wakeup, 1)} }}
-
 // maxPooledBuf keeps the buffer of an odd message with thousands of recipients from staying around.
 const maxPooledBuf = 16 << 10
 
-func newOp(kind opKind) *op {
-	o := opPool.Get().(*op)
+func (s *Store) newOp(kind opKind) *op {
+	o, _ := s.ops.Get().(*op)
+	if o == nil {
+		o = &op{wake: make(chan wakeup, 1)}
+	}
 	*o = op{kind: kind, wake: o.wake, buf: o.buf[:0], which: o.which[:0]}
 	return o
 }
 
-func (o *op) free() {
+func (s *Store) freeOp(o *op) {
 	if cap(o.buf) > maxPooledBuf {
 		o.buf = nil
 	}
 	o.body, o.twin, o.content, o.was = nil, nil, content{}, placement{}
 	o.moved = nil
-	opPool.Put(o)
+	s.ops.Put(o)
 }
 
 func (o *op) tailLen() int { return len(o.buf) - recordHead - int(o.metaLen) + len(o.body) }
@@ -99,10 +103,13 @@ type commitQueue struct {
 	ops    []*op
 	busy   bool // somebody leads
 	closed bool
-	idle   sync.Cond // signalled when busy becomes false
-	free   [][]*op   // batch slices for reuse
-	todo   []*op     // scratch of the leader
-	bufs   [][]byte  // scratch of the leader
+	idle   sync.Cond     // signalled when busy becomes false
+	linger bool          // the leader has only lazy ops and waits for company
+	joined chan struct{} // ends the lingering, capacity 1
+	took   time.Duration // the last flush; the leader's
+	free   [][]*op       // batch slices for reuse
+	todo   []*op         // scratch of the leader
+	bufs   [][]byte      // scratch of the leader
 	copies map[uint32]*op
 }
 
@@ -117,6 +124,7 @@ func (s *Store) submit(o *op) error {
 		return queue.ErrClosed
 	}
 	s.q.ops = append(s.q.ops, o)
+	s.q.rouse()
 	lead := !s.q.busy
 	s.q.busy = true
 	s.q.mu.Unlock()
@@ -137,6 +145,7 @@ func (s *Store) submitAll(ops []*op) error {
 		return queue.ErrClosed
 	}
 	s.q.ops = append(s.q.ops, ops...)
+	s.q.rouse()
 	lead := !s.q.busy
 	s.q.busy = true
 	s.q.mu.Unlock()
@@ -152,6 +161,7 @@ func (s *Store) submitAll(ops []*op) error {
 func (s *Store) lead(self *op) {
 	q := &s.q
 	q.mu.Lock()
+	q.wait()
 	batch := q.take(min(maxBatch, s.cfg.SegmentSize/4))
 	q.mu.Unlock()
 
@@ -178,6 +188,54 @@ func (s *Store) lead(self *op) {
 	clear(batch)
 	q.free = append(q.free, batch[:0])
 	q.mu.Unlock()
+}
+
+const (
+	lingerOps = 3                    // so many lazy ops are company enough
+	lingerMax = 5 * time.Millisecond // however slow the disk is
+)
+
+// trickle reports whether all that waits is a few lazy ops.
+func (q *commitQueue) trickle() bool {
+	if len(q.ops) >= lingerOps {
+		return false
+	}
+	for _, o := range q.ops {
+		if !o.kind.lazy() {
+			return false
+		}
+	}
+	return true
+}
+
+// wait holds a flush back that would be for one or two lazy ops alone, for as long as two flushes take: a client that sends one
+// message after the other is about to commit the next, and would have to wait for that flush before its own. Called by the leader.
+func (q *commitQueue) wait() {
+	if q.took == 0 || q.closed || !q.trickle() {
+		return
+	}
+	q.linger = true
+	q.mu.Unlock()
+	t := time.NewTimer(min(2*q.took, lingerMax))
+	select {
+	case <-q.joined:
+	case <-t.C:
+	}
+	t.Stop()
+	q.mu.Lock()
+	q.linger = false
+	select {
+	case <-q.joined:
+	default:
+	}
+}
+
+// rouse ends the leader's wait if there is reason.
+func (q *commitQueue) rouse() {
+	if q.linger && !q.trickle() {
+		q.linger = false
+		q.joined <- struct{}{}
+	}
 }
 
 // take removes the ops of the next batch from the queue: at least one, and no more than limit bytes otherwise.
@@ -281,7 +339,7 @@ func (s *Store) admitCopy(o *op) error {
 		}
 	} else {
 		for r := range int(sl.rcpts) {
-			if at := s.x.state(i, r); o.was.states == nil && at != (loc{}) || o.was.states != nil && at != o.was.states[r] {
+			if at := s.x.state(i, r); len(o.was.states) == 0 && at != (loc{}) || len(o.was.states) > 0 && at != o.was.states[r] {
 				return errStale
 			}
 		}
@@ -347,6 +405,7 @@ func (s *Store) flush(seg *segment, end int64) error {
 	if err := s.m.done(diskFsync, start, seg.f.Sync()); err != nil {
 		return s.fail(err)
 	}
+	s.q.took = time.Since(start)
 	s.w.mu.Lock()
 	if s.w.seg == seg {
 		s.w.flushes++
@@ -453,8 +512,8 @@ func (s *Store) Update(id mail.ID, us ...queue.RcptUpdate) error {
 	if len(us) == 0 || id == "" {
 		return s.exists(id)
 	}
-	o := newOp(opResult)
-	defer o.free()
+	o := s.newOp(opResult)
+	defer s.freeOp(o)
 	o.key = keyOf(id)
 	s.x.mu.RLock()
 	_, sl := s.x.find(o.key)
@@ -492,8 +551,8 @@ func (s *Store) Remove(id mail.ID) error {
 	if id == "" {
 		return queue.ErrNotFound
 	}
-	o := newOp(opRemoved)
-	defer o.free()
+	o := s.newOp(opRemoved)
+	defer s.freeOp(o)
 	o.key = keyOf(id)
 	s.x.mu.RLock()
 	_, sl := s.x.find(o.key)

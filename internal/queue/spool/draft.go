@@ -195,8 +195,8 @@ func (d *draft) commit(e *queue.Entry, prefix []byte) error {
 			return err
 		}
 	}
-	o := newOp(opMessage)
-	defer o.free()
+	o := s.newOp(opMessage)
+	defer s.freeOp(o)
 	o.outside, o.key, o.serial, o.rcpts, o.body = outside, keyOf(e.ID), d.serial, uint32(len(e.Env.Rcpts)), d.buf
 	o.content = content{
 		prefixLen: uint32(len(prefix)), prefixCRC: checksum(prefix),

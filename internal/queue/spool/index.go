@@ -4,10 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"slices"
-	"strings"
 	"sync"
-
-	"blitiri.com.ar/go/chasquid/internal/mail"
 )
 
 // loc is the place of a record: a segment and an offset in units of recordAlign. The zero value is nowhere.
@@ -21,10 +18,15 @@ func locOf(seg uint32, off int64) loc { return loc{seg, uint32(off / recordAlign
 // id begins with.
 type key [16]byte
 
-func keyOf(id mail.ID) (k key) {
-	if len(id) <= len(k) && id[0] < 0x80 && strings.IndexByte(string(id), 0) < 0 {
-		copy(k[:], id)
-		return k
+func keyOf[S ~string | ~[]byte](id S) (k key) {
+	if plain := len(id) > 0 && len(id) <= len(k) && id[0] < 0x80; plain {
+		for i := range len(id) {
+			plain = plain && id[i] != 0 // the padding must not be ambiguous
+			k[i] = id[i]
+		}
+		if plain {
+			return k
+		}
 	}
 	sum := sha256.Sum256([]byte(id))
 	copy(k[:], sum[:])
@@ -194,19 +196,19 @@ func (x *index) clearStates(i uint32) {
 	}
 }
 
-// states returns a copy of where the results are, nil if there are none.
-func (x *index) states(i uint32) []loc {
+// appendStates appends where the results of all recipients are, nothing if there are none.
+func (x *index) appendStates(to []loc, i uint32) []loc {
 	s := x.at(i)
 	if s.rcpts == 1 {
 		if s.state == (loc{}) {
-			return nil
+			return to
 		}
-		return []loc{s.state}
+		return append(to, s.state)
 	}
 	if e := x.extras[i]; e != nil {
-		return slices.Clone(e.states)
+		return append(to, e.states...)
 	}
-	return nil
+	return to
 }
 
 // remove forgets a message; tomb is the segment with the record that removes it, which has to stay as long as the message's.

@@ -224,27 +224,26 @@ func (s *Store) sparsest() *segment {
 // compact copies what is needed of a segment to the end of the log. It can stop at any point: what was copied was copied, and the
 // segment is removed only when nothing in it is needed.
 func (s *Store) compact(g *segment) error {
-	c := compactor{s: s, g: g, seen: map[uint64]bool{}}
-	sc, err := scan(g, g.end)
-	if err != nil {
-		return s.m.done(diskRead, time.Now(), err)
-	}
-	for i := range sc.records {
+	s.x.mu.Lock()
+	// What changes while it is being copied, cannot be read, or belongs to a message that is still being written, stays.
+	g.retry = time.Now().Add(compactRetry)
+	s.x.mu.Unlock()
+	c := compactor{s: s, g: g, l: s.newLoader(), seen: map[uint64]bool{}}
+	_, err := scan(g, g.end, func(f *found) error {
 		if s.stopping() {
 			return queue.ErrClosed
 		}
-		if err := c.record(&sc.records[i]); err != nil {
-			return err
-		}
+		return c.record(f)
+	})
+	if ferr := c.flush(); err == nil {
+		err = ferr
 	}
-	if err := c.flush(); err != nil {
+	if err != nil {
 		return err
 	}
 	s.x.mu.Lock()
 	defer s.x.mu.Unlock()
 	clear(g.kills) // every tombstone that is needed was copied
-	// What changed while it was being copied, could not be read, or belongs to a message that is still being written, stays.
-	g.retry = time.Now().Add(compactRetry)
 	return nil
 }
 
@@ -254,13 +253,14 @@ type compactor struct {
 	g     *segment
 	ops   []*op
 	bytes int64
+	l     *loader
 	seen  map[uint64]bool // serials of messages that were copied: one may be met several times, by its chunks
 }
 
 // record copies a record if it is needed.
 func (c *compactor) record(f *found) error {
 	s := c.s
-	at := locOf(c.g.seq, f.off)
+	at := locOf(c.g.seq, f.offset())
 	s.x.mu.RLock()
 	k, serial, need := f.key, f.serial, false
 	switch f.typ {
@@ -278,11 +278,11 @@ func (c *compactor) record(f *found) error {
 		need = sl != nil && sl.serial == serial && sl.msg == at && !c.seen[serial]
 	case recResult:
 		if i, sl := s.x.find(k); sl != nil && sl.serial == serial {
-			need = f.which == nil && s.x.state(i, int(f.rcpts)) == at ||
-				slices.ContainsFunc(f.which, func(r uint32) bool { return s.x.state(i, int(r)) == at })
+			var one [1]uint32
+			need = slices.ContainsFunc(f.which(&one), func(r uint32) bool { return r < sl.rcpts && s.x.state(i, int(r)) == at })
 		}
 	case recRemoved:
-		need = f.tomb != c.g.seq && s.x.onDisk(f.tomb)
+		need = f.n != c.g.seq && s.x.onDisk(f.n)
 	}
 	s.x.mu.RUnlock()
 	if !need {
@@ -302,21 +302,20 @@ func (c *compactor) record(f *found) error {
 // chunked copies a message because of a chunk of it.
 func (c *compactor) chunked(slot uint32, serial uint64) error {
 	s := c.s
-	var st stub
 	s.x.mu.RLock()
 	sl := s.x.at(slot)
 	if sl.serial != serial || sl.msg == (loc{}) {
 		s.x.mu.RUnlock()
 		return nil
 	}
-	p := s.x.take(slot)
+	c.l.take(s.x, slot)
 	s.x.mu.RUnlock()
-	_, st, err := s.load(&p, make([]byte, headGuess))
-	p.release()
+	e, _, err := c.l.load()
+	c.l.release()
 	if err != nil {
 		return nil // it stays where it is; reading it reports the damage
 	}
-	return c.message(keyOf(st.id), serial)
+	return c.message(keyOf(e.ID), serial)
 }
 
 // message copies a message: its record with the latest states, and those of its chunks that are in this segment.
@@ -329,28 +328,29 @@ func (c *compactor) message(k key, serial uint64) error {
 		s.x.mu.RUnlock()
 		return nil
 	}
-	p := s.x.take(i)
+	c.l.take(s.x, i)
 	size := int64(sl.size) * recordAlign
 	s.x.mu.RUnlock()
-	defer p.release()
-	// The whole record: the prefix and the inline rest are copied too.
-	h, rec, err := s.readRecord(p.msg, p.placement.msg.offset(), make([]byte, size))
+	defer c.l.release()
+	e, st, err := c.l.load()
 	if err != nil {
 		return nil
 	}
-	e, st, err := decodeMessage(rec[recordHead : recordHead+h.metaLen])
-	if err == nil {
-		err = s.loadStates(&p, e.Status)
+	// The whole record: the prefix and the inline rest are copied too.
+	rec := make([]byte, size)
+	if _, err := c.l.msg.f.ReadAt(rec, c.l.at.msg.offset()); err != nil {
+		return nil
 	}
-	if err != nil {
+	h, ok := parseHeader(rec, size)
+	if !ok || !verifyRecord(rec, h, c.l.msg.salt) || int64(h.tailLen) < int64(st.content.prefixLen)+int64(st.content.inlineLen) {
 		return nil
 	}
 	moved, err := c.moveChunks(&st)
 	if err != nil {
 		return err
 	}
-	o := newOp(opCopyMessage)
-	o.outside, o.key, o.serial, o.rcpts, o.content, o.was = true, k, serial, st.rcpts, st.content, p.placement
+	o := s.newOp(opCopyMessage)
+	o.outside, o.key, o.serial, o.rcpts, o.content, o.was = true, k, serial, st.rcpts, st.content, placement{msg: c.l.at.msg, states: slices.Clone(c.l.at.states)}
 	o.buf = appendMessage(beginRecord(o.buf), &st, &e)
 	o.metaLen = uint32(len(o.buf) - recordHead)
 	o.body = rec[recordHead+h.metaLen:][:st.content.prefixLen+st.content.inlineLen]
@@ -387,8 +387,8 @@ func (c *compactor) moveChunks(st *stub) (moved []chunkRef, err error) {
 // result copies those results of a record that are the latest of their recipients.
 func (c *compactor) result(f *found) error {
 	s := c.s
-	at := locOf(c.g.seq, f.off)
-	_, rec, err := s.readRecord(c.g, f.off, make([]byte, f.size))
+	at := locOf(c.g.seq, f.offset())
+	_, rec, err := s.readRecord(c.g, f.offset(), make([]byte, f.bytes()))
 	if err != nil {
 		return nil
 	}
@@ -397,7 +397,7 @@ func (c *compactor) result(f *found) error {
 	if d.result(&res); d.bad {
 		return nil
 	}
-	o := newOp(opCopyResult)
+	o := s.newOp(opCopyResult)
 	s.x.mu.RLock()
 	if i, sl := s.x.find(f.key); sl != nil && sl.serial == f.serial {
 		kept := res.us[:0]
@@ -411,7 +411,7 @@ func (c *compactor) result(f *found) error {
 	}
 	s.x.mu.RUnlock()
 	if len(o.which) == 0 {
-		o.free()
+		s.freeOp(o)
 		return nil
 	}
 	o.outside, o.key, o.serial, o.was = true, f.key, f.serial, placement{from: at}
@@ -422,12 +422,12 @@ func (c *compactor) result(f *found) error {
 
 // tombstone copies the record of a removal.
 func (c *compactor) tombstone(f *found) error {
-	h, rec, err := c.s.readRecord(c.g, f.off, make([]byte, f.size))
+	h, rec, err := c.s.readRecord(c.g, f.offset(), make([]byte, f.bytes()))
 	if err != nil {
 		return err // without it the removed message could come back: the segment has to stay
 	}
-	o := newOp(opCopyRemoved)
-	o.outside, o.key, o.serial, o.tomb = true, f.key, f.serial, f.tomb
+	o := c.s.newOp(opCopyRemoved)
+	o.outside, o.key, o.serial, o.tomb = true, f.key, f.serial, f.n
 	o.buf = append(beginRecord(o.buf), rec[recordHead:recordHead+h.metaLen]...)
 	o.metaLen = h.metaLen
 	return c.add(o)
@@ -461,7 +461,7 @@ func (c *compactor) flush() error {
 		if oerr != nil && !errors.Is(oerr, errStale) && !errors.Is(oerr, queue.ErrNotFound) && err == nil {
 			err = oerr
 		}
-		o.free()
+		s.freeOp(o)
 	}
 	c.ops, c.bytes = c.ops[:0], 0
 	return err

@@ -55,152 +55,174 @@ func (s *Store) lost(l loc) error {
 	return fmt.Errorf("%w: segment %08x is missing", queue.ErrCorrupt, l.seg)
 }
 
-// headGuess is how much of a record is read at first: the meta part of most.
-const headGuess = 1 << 10
-
-// readRecord reads the head and meta part of the record at off, and more if it is at hand, into buf. It verifies the checksum.
-func (s *Store) readRecord(g *segment, off int64, buf []byte) (header, []byte, error) {
-	start := time.Now()
-	n, err := g.f.ReadAt(buf, off)
-	if err == io.EOF {
-		err = nil
-	}
-	if s.m.done(diskRead, start, err) != nil {
-		return header{}, nil, err
-	}
-	h, ok := parseHeader(buf[:n], maxMeta+recordHead+blockSize*2)
-	if !ok {
-		return header{}, nil, s.damaged(g, off)
-	}
-	if need := recordHead + int(h.metaLen); need > n {
-		buf = append(buf[:n:n], make([]byte, need-n)...)
-		start = time.Now()
-		m, err := g.f.ReadAt(buf[n:], off+int64(n))
-		if s.m.done(diskRead, start, err) != nil {
-			return header{}, nil, err
-		}
-		n += m
-	}
-	if !verifyRecord(buf, h, g.salt) {
-		return header{}, nil, s.damaged(g, off)
-	}
-	return h, buf[:n], nil
-}
-
-func (s *Store) damaged(g *segment, off int64) error {
-	s.m.errors[diskParse].Inc()
+func corrupt(g *segment, off int64) error {
 	return fmt.Errorf("%w: segment %08x at %d", queue.ErrCorrupt, g.seq, off)
 }
 
-// Load implements queue.Store.
-func (s *Store) Load(id mail.ID) (queue.Entry, error) {
-	if id == "" {
-		return queue.Entry{}, queue.ErrNotFound
-	}
-	var p placed
-	s.x.mu.RLock()
-	i, sl := s.x.find(keyOf(id))
-	if sl != nil {
-		p = s.x.take(i)
-	}
-	s.x.mu.RUnlock()
-	if sl == nil {
-		return queue.Entry{}, queue.ErrNotFound
-	}
-	defer p.release()
-	buf := metaBufs.Get().(*[headGuess]byte)
-	defer metaBufs.Put(buf)
-	e, _, err := s.load(&p, buf[:])
-	return e, err
+// damaged counts damage that a reader met.
+func (s *Store) damaged(g *segment, off int64) error {
+	s.m.errors[diskParse].Inc()
+	return corrupt(g, off)
 }
 
-var metaBufs = sync.Pool{New: func() any { return new([headGuess]byte) }}
+// headGuess is how much of a record is read at first: the meta part of most.
+const headGuess = 1 << 10
 
-// placed is a message's place, with its segments held.
-type placed struct {
-	placement
-	msg    *segment
-	states []*segment // by recipient, as placement.states
+// cursor reads records, most often one behind the other.
+type cursor struct {
+	seg *segment
+	w   window
 }
 
-// take notes where a message is and holds the segments. The lock is held, for reading at least.
-func (x *index) take(i uint32) placed {
+// record returns the head of the record at off and its bytes as far as they were read: at least the meta part, whose checksum it
+// has verified. They are good until the next call.
+func (c *cursor) record(m *metrics, g *segment, off int64) (header, []byte, error) {
+	if c.seg != g {
+		c.seg, c.w = g, window{f: g.f, buf: c.w.buf, limit: 1 << 62, m: m}
+	}
+	b, err := c.w.at(off, recordHead)
+	if err != nil {
+		return header{}, nil, err
+	}
+	h, ok := parseHeader(b, maxMeta+recordHead+2*blockSize)
+	if need := recordHead + int(h.metaLen); ok && len(b) < need {
+		b, err = c.w.at(off, need)
+		ok = len(b) >= need
+	}
+	if err != nil {
+		return header{}, nil, err
+	}
+	if !ok || !verifyRecord(b, h, g.salt) {
+		return header{}, nil, corrupt(g, off)
+	}
+	return h, b, nil
+}
+
+// loader reads entries. It is used by one goroutine.
+type loader struct {
+	s         *Store
+	serial    uint64
+	at        placement
+	msg       *segment   // held
+	states    []*segment // held; by recipient, as at.states
+	rec, res  cursor
+	firstRoom [headGuess]byte
+	nextRoom  [headGuess / 2]byte
+}
+
+// take notes where a message is and holds the segments. The index is locked, for reading at least.
+func (l *loader) take(x *index, i uint32) {
 	sl := x.at(i)
-	p := placed{placement: placement{msg: sl.msg, states: x.states(i)}, msg: x.hold(sl.msg.seg)}
-	if p.placement.states != nil {
-		p.states = make([]*segment, len(p.placement.states))
-		for r, l := range p.placement.states {
-			p.states[r] = x.hold(l.seg)
-		}
+	l.serial, l.at.msg, l.at.states = sl.serial, sl.msg, x.appendStates(l.at.states[:0], i)
+	l.msg = x.hold(sl.msg.seg)
+	for _, at := range l.at.states {
+		l.states = append(l.states, x.hold(at.seg))
 	}
-	return p
 }
 
-func (p *placed) release() {
-	for _, g := range append(p.states, p.msg) {
+func (l *loader) release() {
+	if l.msg != nil {
+		l.msg.done()
+	}
+	for _, g := range l.states {
 		if g != nil {
 			g.done()
 		}
 	}
+	clear(l.states)
+	l.msg, l.states = nil, l.states[:0]
 }
 
-// load reads a message's record and the latest results of its recipients. buf is room for the head of the record.
-func (s *Store) load(p *placed, buf []byte) (e queue.Entry, st stub, err error) {
-	if p.msg == nil {
-		return e, st, s.lost(p.placement.msg)
+// load reads the record of the message taken and the latest results of its recipients.
+func (l *loader) load() (e queue.Entry, st stub, err error) {
+	if l.msg == nil {
+		return e, st, l.s.lost(l.at.msg)
 	}
-	h, rec, err := s.readRecord(p.msg, p.placement.msg.offset(), buf)
+	for range 2 {
+		e, st, err = l.loadOnce()
+		if !errors.Is(err, queue.ErrCorrupt) {
+			return e, st, err
+		}
+		// What the cursors read earlier may be older than the record.
+		l.rec.seg, l.res.seg = nil, nil
+	}
+	l.s.m.errors[diskParse].Inc()
+	return e, st, err
+}
+
+func (l *loader) loadOnce() (e queue.Entry, st stub, err error) {
+	h, rec, err := l.rec.record(l.s.m, l.msg, l.at.msg.offset())
 	if err != nil {
 		return e, st, err
 	}
 	if e, st, err = decodeMessage(rec[recordHead : recordHead+h.metaLen]); err != nil {
 		return e, st, err
 	}
-	err = s.loadStates(p, e.Status)
-	return e, st, err
+	if st.serial != l.serial {
+		return e, st, corrupt(l.msg, l.at.msg.offset())
+	}
+	return e, st, l.loadStates(e.Status)
 }
 
 func decodeMessage(meta []byte) (e queue.Entry, st stub, err error) {
 	d := decoder{b: meta}
-	d.stub(&st)
+	e.ID = mail.ID(d.stub(&st))
 	d.envelope(&e.Env, st.rcpts)
 	if d.bad {
 		return e, st, fmt.Errorf("%w: message record", queue.ErrCorrupt)
 	}
 	e.Status = d.states(st.rcpts)
 	if d.bad {
-		return e, st, fmt.Errorf("%w: states in the record of message %q", queue.ErrCorrupt, st.id)
+		return e, st, fmt.Errorf("%w: states in the record of message %q", queue.ErrCorrupt, e.ID)
 	}
-	e.ID, e.Size = st.id, st.content.size()
+	st.id, e.Size = e.ID, st.content.size()
 	return e, st, nil
 }
 
 // loadStates replaces the states that have later results.
-func (s *Store) loadStates(p *placed, status []queue.RcptStatus) error {
-	var buf [headGuess]byte
-	var res result
-	for r, l := range p.placement.states {
-		if l == (loc{}) || r > 0 && l == p.placement.states[r-1] {
+func (l *loader) loadStates(status []queue.RcptStatus) error {
+	for r, at := range l.at.states {
+		if at == (loc{}) || r > 0 && at == l.at.states[r-1] {
 			continue // none, or read with the recipient before
 		}
-		if p.states[r] == nil {
-			return s.lost(l)
+		if l.states[r] == nil {
+			return l.s.lost(at)
 		}
-		h, rec, err := s.readRecord(p.states[r], l.offset(), buf[:])
+		h, rec, err := l.res.record(l.s.m, l.states[r], at.offset())
 		if err != nil {
 			return err
 		}
 		d := decoder{b: rec[recordHead : recordHead+h.metaLen]}
-		if d.result(&res); d.bad || h.typ != recResult {
-			return s.damaged(p.states[r], l.offset())
-		}
-		for _, u := range res.us {
-			if u.Rcpt < len(status) && p.placement.states[u.Rcpt] == l {
-				status[u.Rcpt] = u.State
-			}
+		serial := d.applyResult(status, func(n int) bool { return n < len(l.at.states) && l.at.states[n] == at })
+		if d.bad || h.typ != recResult || serial != l.serial {
+			return corrupt(l.states[r], at.offset())
 		}
 	}
 	return nil
+}
+
+var loaders = sync.Pool{New: func() any { return new(loader) }}
+
+// Load implements queue.Store.
+func (s *Store) Load(id mail.ID) (queue.Entry, error) {
+	l := loaders.Get().(*loader)
+	defer loaders.Put(l)
+	l.s = s
+	s.x.mu.RLock()
+	i, sl := s.x.find(keyOf(id))
+	if sl != nil {
+		l.take(s.x, i)
+	}
+	s.x.mu.RUnlock()
+	if sl == nil {
+		return queue.Entry{}, queue.ErrNotFound
+	}
+	defer l.release()
+	l.rec = cursor{w: window{buf: l.firstRoom[:]}}
+	l.res = cursor{w: window{buf: l.nextRoom[:]}}
+	e, _, err := l.load()
+	l.rec, l.res = cursor{}, cursor{}
+	return e, err
 }
 
 // All implements queue.Store. It reads ahead on all processors; the order is that of Create.
@@ -259,33 +281,54 @@ func (s *Store) readAhead(all []ordered, stop <-chan struct{}, wg *sync.WaitGrou
 	return parts
 }
 
+// Neighbours in the order of arrival are neighbours on the disk, most of them; results of the same round of attempts too.
+const (
+	recWindow = 64 << 10
+	resWindow = 8 << 10
+)
+
+// newLoader returns a loader for many messages.
+func (s *Store) newLoader() *loader {
+	return &loader{s: s, rec: cursor{w: window{buf: make([]byte, recWindow)}}, res: cursor{w: window{buf: make([]byte, resWindow)}}}
+}
+
 func (s *Store) loadPart(part []ordered) []loaded {
 	ls := make([]loaded, len(part))
-	buf := make([]byte, headGuess)
+	l := s.newLoader()
 	for i, o := range part {
-		var p placed
 		s.x.mu.RLock()
 		sl := s.x.at(o.slot)
 		alive := sl.serial == o.serial && sl.msg != (loc{})
 		if alive {
-			p = s.x.take(o.slot)
+			l.take(s.x, o.slot)
 		}
 		s.x.mu.RUnlock()
 		if !alive {
 			ls[i].err = queue.ErrNotFound
 			continue
 		}
-		ls[i].e, _, ls[i].err = s.load(&p, buf)
-		p.release()
+		ls[i].e, _, ls[i].err = l.load()
+		l.release()
 	}
 	return ls
 }
 
+// readRecord reads the whole record at off into rec, which is as long, and verifies its head and meta part.
+func (s *Store) readRecord(g *segment, off int64, rec []byte) (header, []byte, error) {
+	start := time.Now()
+	_, err := g.f.ReadAt(rec, off)
+	if s.m.done(diskRead, start, err) != nil && err != io.EOF {
+		return header{}, nil, err
+	}
+	h, ok := parseHeader(rec, int64(len(rec)))
+	if !ok || !verifyRecord(rec, h, g.salt) {
+		return header{}, nil, s.damaged(g, off)
+	}
+	return h, rec, nil
+}
+
 // Open implements queue.Store. Every block is verified before any of its bytes is returned: damage is queue.ErrCorrupt.
 func (s *Store) Open(id mail.ID) (io.ReadCloser, error) {
-	if id == "" {
-		return nil, queue.ErrNotFound
-	}
 	s.x.mu.RLock()
 	i, sl := s.x.find(keyOf(id))
 	if sl == nil {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/mail"
@@ -28,6 +29,7 @@ type recovery struct {
 	s      *Store
 	segs   []*segment
 	ends   map[uint32]int64 // where the records of segments end, as their successors say
+	linked map[uint32]bool  // segments that say where the one before ends
 	bodies map[uint64]int64 // sizes of the body files found, by serial
 	max    uint32           // highest segment number in any name
 	lost   []found          // messages of which a part is missing
@@ -36,17 +38,16 @@ type recovery struct {
 
 // recover reads the directory and builds the index. It is the same after a crash and after an orderly end.
 func (s *Store) recover() error {
-	r := &recovery{s: s, ends: map[uint32]int64{}, bodies: map[uint64]int64{}}
-	scans, err := r.read()
+	r := &recovery{s: s, ends: map[uint32]int64{}, linked: map[uint32]bool{}, bodies: map[uint64]int64{}}
+	err := r.list()
+	if err == nil {
+		err = r.readSegments()
+	}
 	if err != nil {
 		for _, g := range r.segs {
 			g.close()
 		}
 		return err
-	}
-	for _, sc := range scans {
-		s.serial.Store(max(s.serial.Load(), sc.serial))
-		r.merge(sc)
 	}
 	r.checkBodies()
 	s.prep.nextSeq = r.max + 1
@@ -54,17 +55,6 @@ func (s *Store) recover() error {
 		return err
 	}
 	return r.removeLost()
-}
-
-func (r *recovery) read() ([]*scanned, error) {
-	if err := r.list(); err != nil {
-		return nil, err
-	}
-	scans, err := r.scanAll()
-	if err != nil {
-		return nil, err
-	}
-	return r.sortOut(scans)
 }
 
 // list opens the segments and notes what else is there. Names of others, such as the items of an earlier version, are left alone.
@@ -138,6 +128,7 @@ func (r *recovery) openSegment(info vfs.Info, seq uint32) error {
 		if h, ok := parseHeader(rec, recordHead+alignUp(linkMeta)); ok && h.typ == recLink && h.metaLen == linkMeta && verifyRecord(rec, h, salt) {
 			prev, end, _ := parseLink(rec[recordHead:])
 			r.ends[prev] = end
+			r.linked[seq] = true
 		}
 		return nil
 	}
@@ -198,58 +189,147 @@ func (r *recovery) report(id mail.ID, err, aside error) {
 	s.bad = append(s.bad, badRecord{id, err})
 }
 
-// scanAll reads all segments, on all processors.
-func (r *recovery) scanAll() ([]*scanned, error) {
-	scans := make([]*scanned, len(r.segs))
-	errs := make([]error, len(r.segs))
-	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
-	var wg sync.WaitGroup
-	for i, g := range r.segs {
-		limit := g.size
-		if end, ok := r.ends[g.seq]; ok {
-			limit = min(limit, end)
-		}
-		slots <- struct{}{}
-		wg.Go(func() {
-			scans[i], errs[i] = scan(g, limit)
-			<-slots
-		})
-	}
-	wg.Wait()
-	return scans, errors.Join(errs...)
+// part is what the scan of one segment sends: some records, or at the end the rest of what it found.
+type part struct {
+	records []found
+	end     *scanned
+	err     error
 }
 
-// sortOut deals with what is not records: the torn end of the last segment is cut, damage is set aside, empty segments are
-// spares. It returns the scans of the segments that stay.
-func (r *recovery) sortOut(scans []*scanned) ([]*scanned, error) {
-	var keep []*scanned
-	for i, sc := range scans {
-		if sc.end == segmentPage && len(sc.bad) == 0 {
-			r.retire(sc.seg) // made ahead and not used
+// partSize is how many records travel at once, and partsAhead how many parts wait: it bounds memory, not the queue.
+const (
+	partSize   = 2048
+	partsAhead = 16
+)
+
+// readSegments scans the segments on all processors and puts what they hold into the index, in their order.
+func (r *recovery) readSegments() error {
+	if err := r.retireUnused(); err != nil {
+		return err
+	}
+	outs := make([]chan part, len(r.segs))
+	for i := range outs {
+		outs[i] = make(chan part, partsAhead)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range min(runtime.GOMAXPROCS(0), len(r.segs)) {
+		wg.Go(func() { // each takes the first segment that nobody has: the one being merged is always among those being scanned
+			for i := next.Add(1) - 1; int(i) < len(r.segs); i = next.Add(1) - 1 {
+				r.scan(r.segs[i], outs[i], stop)
+			}
+		})
+	}
+	var err error
+	for i, g := range r.segs {
+		if err = r.absorb(g, outs[i], i == len(r.segs)-1); err != nil {
+			break
+		}
+	}
+	close(stop)
+	wg.Wait()
+	return err
+}
+
+// limit is where the records of a segment end, as far as its successor tells.
+func (r *recovery) limit(g *segment) int64 {
+	if end, ok := r.ends[g.seq]; ok {
+		return min(g.size, end)
+	}
+	return g.size
+}
+
+// scan sends the records of a segment.
+func (r *recovery) scan(g *segment, out chan<- part, stop <-chan struct{}) {
+	send := func(p part) error {
+		select {
+		case out <- p:
+			return nil
+		case <-stop:
+			return queue.ErrClosed
+		}
+	}
+	var records []found
+	sc, err := scan(g, r.limit(g), func(f *found) error {
+		if records == nil {
+			records = make([]found, 0, partSize)
+		}
+		if records = append(records, *f); len(records) < partSize {
+			return nil
+		}
+		full := records
+		records = nil
+		return send(part{records: full})
+	})
+	if len(records) > 0 {
+		send(part{records: records})
+	}
+	send(part{end: sc, err: err})
+}
+
+// absorb merges what the scan of a segment sends, and then deals with what is not records: the torn end of the last segment is
+// cut, damage is set aside.
+func (r *recovery) absorb(g *segment, in <-chan part, last bool) error {
+	s := r.s
+	var held []found // of the last segment: some may be torn
+	s.x.segs[g.seq] = g
+	g.sealed = true
+	for p := range in {
+		if p.err != nil {
+			return p.err
+		}
+		if p.end == nil {
+			if last {
+				held = append(held, p.records...)
+			} else {
+				r.merge(g, p.records)
+			}
 			continue
 		}
-		end, known := r.ends[sc.seg.seq]
-		last := !known && onlySpares(scans[i+1:])
-		if end > sc.end { // its successor says that there was more
-			sc.bad = append(sc.bad, region{off: sc.end, end: min(end, sc.seg.size)})
-			sc.end = min(end, sc.seg.size)
+		sc := p.end
+		s.serial.Store(max(s.serial.Load(), sc.serial))
+		if end, known := r.ends[g.seq]; known {
+			if end = min(end, g.size); end > sc.end { // its successor says that there was more
+				sc.bad = append(sc.bad, region{off: sc.end, end: end})
+				sc.end = end
+			}
+			if err := r.cutLeftovers(sc); err != nil {
+				return err
+			}
 		}
 		if last {
-			if err := r.verifyTail(sc); err != nil {
-				return nil, err
+			held, err := r.verifyTail(sc, held)
+			if err != nil {
+				return err
 			}
+			r.merge(g, held)
 		}
-		if known {
-			if err := r.cutLeftovers(sc); err != nil {
-				return nil, err
-			}
-		}
-		if err := r.mend(sc, last); err != nil {
-			return nil, err
-		}
-		keep = append(keep, sc)
+		g.end = sc.end
+		return r.mend(sc, last)
 	}
-	return keep, nil
+	return nil
+}
+
+// retireUnused sorts out the segments that were made ahead and never written to: those without a link to the one before, unless
+// the link is damaged and records follow.
+func (r *recovery) retireUnused() error {
+	used := r.segs[:0]
+	for _, g := range r.segs {
+		if !r.linked[g.seq] {
+			sc, err := scan(g, r.limit(g), func(*found) error { return nil })
+			if err != nil {
+				return err
+			}
+			if !sc.used() {
+				r.retire(g)
+				continue
+			}
+		}
+		used = append(used, g)
+	}
+	r.segs = used
+	return nil
 }
 
 // cutLeftovers cuts a segment that has records behind its end.
@@ -275,16 +355,6 @@ func (r *recovery) mend(sc *scanned, last bool) error {
 	return r.s.m.done(diskFsync, start, sc.seg.f.Sync())
 }
 
-// onlySpares reports that none of the segments has records.
-func onlySpares(scans []*scanned) bool {
-	for _, sc := range scans {
-		if sc.end > segmentPage || len(sc.bad) > 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // retire makes a segment without records a spare, or removes it.
 func (r *recovery) retire(g *segment) {
 	s := r.s
@@ -297,37 +367,36 @@ func (r *recovery) retire(g *segment) {
 }
 
 // verifyTail checks the bytes of the messages that were written after the last flush that is known to have succeeded: of these
-// the record may be whole and the rest torn.
-func (r *recovery) verifyTail(sc *scanned) error {
-	kept := sc.records[:0]
-	for _, f := range sc.records {
-		if f.off >= sc.synced && f.typ == recMessage {
-			whole, err := r.whole(sc.seg, f)
+// the record may be whole and the rest torn. It returns the records that count.
+func (r *recovery) verifyTail(sc *scanned, records []found) ([]found, error) {
+	kept := records[:0]
+	for _, f := range records {
+		if f.offset() >= sc.synced && f.typ == recMessage {
+			whole, err := r.whole(sc.seg, &f)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			if !whole {
-				sc.bad = append(sc.bad, region{off: f.off, end: f.off + f.size})
+				sc.bad = append(sc.bad, region{off: f.offset(), end: f.offset() + f.bytes()})
 				continue
 			}
 		}
 		kept = append(kept, f)
 	}
-	sc.records = kept
 	for n := len(sc.bad); n > 0 && sc.bad[n-1].end == sc.end && sc.bad[n-1].off >= sc.synced; n-- {
 		sc.end = sc.bad[n-1].off // the torn end
 		sc.bad = sc.bad[:n-1]
 	}
-	return nil
+	return kept, nil
 }
 
 // whole reports whether all bytes of a message that are in the log match their checksums.
-func (r *recovery) whole(g *segment, f found) (bool, error) {
-	rec := make([]byte, f.size)
-	if _, err := g.f.ReadAt(rec, f.off); err != nil {
+func (r *recovery) whole(g *segment, f *found) (bool, error) {
+	rec := make([]byte, f.bytes())
+	if _, err := g.f.ReadAt(rec, f.offset()); err != nil {
 		return false, err
 	}
-	h, ok := parseHeader(rec, f.size)
+	h, ok := parseHeader(rec, f.bytes())
 	if !ok {
 		return false, nil
 	}
@@ -388,28 +457,25 @@ func (r *recovery) copyOut(g *segment, b region, name string) error {
 	return vfs.WriteFile(s.fs, name, data[:n], 0600)
 }
 
-// merge applies the records of a segment to the index, in order.
-func (r *recovery) merge(sc *scanned) {
-	x, g := r.s.x, sc.seg
-	g.sealed, g.end = true, sc.end
-	x.segs[g.seq] = g
-	for i := range sc.records {
-		f := &sc.records[i]
-		at := locOf(g.seq, f.off)
+// merge applies records of a segment to the index, in order.
+func (r *recovery) merge(g *segment, records []found) {
+	x := r.s.x
+	var one [1]uint32
+	for i := range records {
+		f := &records[i]
+		at := locOf(g.seq, f.offset())
 		switch f.typ {
 		case recMessage:
 			r.mergeMessage(f, g, at)
 		case recResult:
-			g.resultBytes += f.size
-			g.resultCount += int64(max(1, len(f.which)))
+			which := f.which(&one)
+			g.resultBytes += f.bytes()
+			g.resultCount += int64(len(which))
 			if i, sl := x.find(f.key); sl != nil && sl.serial == f.serial {
-				for _, n := range f.which {
+				for _, n := range which {
 					if n < sl.rcpts {
 						x.setState(i, int(n), at)
 					}
-				}
-				if f.which == nil && f.rcpts < sl.rcpts {
-					x.setState(i, int(f.rcpts), at)
 				}
 			}
 		case recRemoved:
@@ -418,8 +484,8 @@ func (r *recovery) merge(sc *scanned) {
 				was = sl.msg.seg
 				x.remove(f.key, i, g.seq)
 			}
-			if f.tomb != was && f.tomb != g.seq && x.segs[f.tomb] != nil {
-				g.kill(f.tomb)
+			if f.n != was && f.n != g.seq && x.segs[f.n] != nil {
+				g.kill(f.n)
 			}
 		}
 	}
@@ -435,15 +501,15 @@ func (r *recovery) mergeMessage(f *found, g *segment, at loc) {
 		x.remove(f.key, i, 0)
 	}
 	c := &content{}
-	if f.extra != nil {
-		c = f.extra
+	if f.more != nil {
+		c = &f.more.content
 	}
 	for _, ch := range c.chunks {
 		if seg := x.segs[ch.at.seg]; seg != nil {
 			seg.hold(1, chunkSize(ch.len))
 		} // else this record was superseded, or checkBodies will find it
 	}
-	x.place(x.reserve(f.key, f.serial, f.rcpts), at, f.size, c)
+	x.place(x.reserve(f.key, f.serial, f.n), at, f.bytes(), c)
 }
 
 // checkBodies finds messages of which chunks or the body file are missing, and body files without a message.
@@ -515,11 +581,11 @@ func (r *recovery) removeLost() error {
 		}
 		g := s.x.segs[sl.msg.seg]
 		b := region{off: sl.msg.offset(), end: sl.msg.offset() + int64(sl.size)*recordAlign}
-		_, rec, err := s.readRecord(g, b.off, make([]byte, headGuess))
+		_, rec, err := s.readRecord(g, b.off, make([]byte, b.end-b.off))
 		var st stub
 		if err == nil {
 			d := decoder{b: rec[recordHead:]}
-			d.stub(&st)
+			st.id = mail.ID(d.stub(&st))
 		}
 		name := filepath.Join(s.path(corruptDir), fmt.Sprintf("%08x-%08x", g.seq, b.off))
 		err = r.copyOut(g, b, name)

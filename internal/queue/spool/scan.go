@@ -2,22 +2,39 @@ package spool
 
 import (
 	"io"
+	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/vfs"
 )
 
-// found is a record as the start sees it: what it does to the index.
+// found is a record as the start sees it: what it does to the index. There may be millions.
 type found struct {
-	typ    recordType
-	off    int64
-	size   int64
 	key    key
 	serial uint64
-	rcpts  uint32   // of a message: how many; of a result: the recipient, if which is nil
-	which  []uint32 // of a result: the recipients, if there are several
-	tomb   uint32   // of a removed record: the segment of the message
-	extra  *content // of a message, if it has bytes elsewhere
+	off    uint32 // in units of recordAlign
+	size   uint32 // likewise
+	n      uint32 // of a message: how many recipients; of a result: the recipient, if it is one; of a removal: the message's segment
+	typ    recordType
+	more   *foundMore
+}
+
+// foundMore is what a minority of records needs.
+type foundMore struct {
+	which   []uint32 // of a result: the recipients, if they are several
+	content content  // of a message with bytes outside its record
+}
+
+func (f *found) offset() int64 { return int64(f.off) * recordAlign }
+func (f *found) bytes() int64  { return int64(f.size) * recordAlign }
+
+// which returns the recipients of a result; buf is room for one.
+func (f *found) which(buf *[1]uint32) []uint32 {
+	if f.more != nil {
+		return f.more.which
+	}
+	buf[0] = f.n
+	return buf[:]
 }
 
 // region is a stretch of a segment that is not records.
@@ -26,17 +43,17 @@ type region struct {
 	id       mail.ID // of the message that was there, as far as can be guessed
 }
 
-// scanned is what is in a segment.
+// scanned is what a scan learns besides the records.
 type scanned struct {
-	seg     *segment
-	prev    uint32 // from the link record; 0 if there is none
-	prevEnd int64
-	records []found
-	bad     []region // followed by records
-	end     int64    // of the last record
-	synced  int64    // everything before was durable when the last record was written
-	serial  uint64   // the highest
+	seg    *segment
+	bad    []region // followed by records
+	end    int64    // of the last record
+	synced int64    // everything before was durable when the last record was written
+	serial uint64   // the highest
 }
+
+// used reports whether the segment was ever written to.
+func (sc *scanned) used() bool { return sc.end > segmentPage || len(sc.bad) > 0 }
 
 // scanWindow is how much is read at once.
 const scanWindow = 256 << 10
@@ -48,6 +65,7 @@ type window struct {
 	off   int64 // of buf in the file
 	n     int   // valid bytes
 	limit int64 // end of the file
+	m     *metrics
 }
 
 // at returns at least n bytes from off on, fewer at the end of the file.
@@ -55,10 +73,18 @@ func (w *window) at(off int64, n int) ([]byte, error) {
 	if off < w.off || off+int64(n) > w.off+int64(w.n) && w.off+int64(w.n) < w.limit || off > w.off+int64(w.n) {
 		if n > len(w.buf) {
 			w.buf = make([]byte, n)
+			w.n = 0
 		}
 		want := min(int64(len(w.buf)), w.limit-off)
+		start := time.Now()
 		m, err := w.f.ReadAt(w.buf[:max(want, 0)], off)
-		if err != nil && err != io.EOF {
+		if err == io.EOF {
+			err = nil
+		}
+		if w.m != nil {
+			w.m.done(diskRead, start, err)
+		}
+		if err != nil {
 			return nil, err
 		}
 		w.off, w.n = off, m
@@ -67,9 +93,10 @@ func (w *window) at(off int64, n int) ([]byte, error) {
 	return b, nil
 }
 
-// scan reads the records of a segment up to limit. It does not read bodies.
-func scan(seg *segment, limit int64) (*scanned, error) {
+// scan reads the records of a segment up to limit and hands them to emit, until that returns an error. It does not read bodies.
+func scan(seg *segment, limit int64, emit func(*found) error) (*scanned, error) {
 	sc := &scanned{seg: seg, end: segmentPage}
+	var f found
 	w := &window{f: seg.f, buf: make([]byte, scanWindow), limit: limit}
 	last := uint32(0)
 	for pos := int64(segmentPage); pos+recordHead <= limit; {
@@ -77,7 +104,7 @@ func scan(seg *segment, limit int64) (*scanned, error) {
 		if err != nil {
 			return nil, err
 		}
-		if meta == nil || !follows(h, last) || !sc.add(h, meta, pos) {
+		if meta == nil || !follows(h, last) || !f.decode(h, meta, pos) {
 			next, err := resync(w, pos, seg.salt, last)
 			if err != nil {
 				return nil, err
@@ -93,6 +120,12 @@ func scan(seg *segment, limit int64) (*scanned, error) {
 			last = h.number
 		}
 		sc.synced = max(sc.synced, int64(h.synced)*recordAlign)
+		sc.serial = max(sc.serial, f.serial)
+		if h.typ >= recMessage && h.typ <= recRemoved {
+			if err := emit(&f); err != nil {
+				return nil, err
+			}
+		}
 		pos += h.size()
 		sc.end = pos
 	}
@@ -154,54 +187,47 @@ func nextMagic(b []byte) int {
 	return max(i, recordAlign)
 }
 
-// add notes a verified record; false if its meta part makes no sense, which its checksum makes all but impossible.
-func (sc *scanned) add(h header, meta []byte, pos int64) bool {
-	f := found{typ: h.typ, off: pos, size: h.size()}
+// decode reads a verified record; false if its meta part makes no sense, which its checksum makes all but impossible.
+func (f *found) decode(h header, meta []byte, pos int64) bool {
+	*f = found{typ: h.typ, off: uint32(pos / recordAlign), size: uint32(h.size() / recordAlign)}
 	d := decoder{b: meta}
 	switch h.typ {
 	case recLink:
-		prev, end, ok := parseLink(meta)
-		if ok && pos == segmentPage {
-			sc.prev, sc.prevEnd = prev, end
-		}
+		_, _, ok := parseLink(meta)
 		return ok
 	case recMessage:
-		var st stub
-		d.stub(&st)
-		if st.id == "" || st.rcpts == 0 || st.rcpts > h.metaLen { // a recipient takes several bytes
-			return false
-		}
-		f.key, f.serial, f.rcpts = keyOf(st.id), st.serial, st.rcpts
-		if len(st.content.chunks) > 0 || st.content.fileLen > 0 {
-			f.extra = &st.content
-		}
+		return f.message(&d, h)
 	case recChunk:
 		serial, _, ok := parseChunk(meta)
-		if !ok {
-			return false
-		}
 		f.serial = serial
+		return ok
 	case recResult:
-		id := mail.ID(d.string())
-		if id == "" {
-			return false
-		}
+		id := d.bytes(d.count(1))
 		f.key, f.serial = keyOf(id), d.uvarint()
-		f.rcpts, f.which = d.resultRcpts()
-	case recRemoved:
-		r := d.removed()
-		if r.id == "" {
-			return false
+		one, which := d.resultRcpts()
+		if f.n = one; which != nil {
+			f.more = &foundMore{which: which}
 		}
-		f.key, f.serial, f.tomb = keyOf(r.id), r.serial, r.seg
-	case recSkip, recSeal:
-		return true
+		return len(id) > 0 && !d.bad
+	case recRemoved:
+		f.n = d.fixed32()
+		id := d.bytes(d.count(1))
+		f.key, f.serial = keyOf(id), d.uvarint()
+		return len(id) > 0 && !d.bad
 	}
-	if d.bad {
+	return true
+}
+
+func (f *found) message(d *decoder, h header) bool {
+	var st stub
+	id := d.stub(&st)
+	if d.bad || len(id) == 0 || st.rcpts == 0 || st.rcpts > h.metaLen { // a recipient takes several bytes
 		return false
 	}
-	sc.serial = max(sc.serial, f.serial)
-	sc.records = append(sc.records, f)
+	f.key, f.serial, f.n = keyOf(id), st.serial, st.rcpts
+	if len(st.content.chunks) > 0 || st.content.fileLen > 0 {
+		f.more = &foundMore{content: st.content}
+	}
 	return true
 }
 

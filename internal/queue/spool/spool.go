@@ -2,8 +2,9 @@
 //
 // A message is one record in a log of segment files; what happens to it later is more records. A commit appends its record and
 // waits for a flush of the segment that began after the record was written. Whoever comes while no flush is running starts one
-// at once, on its own goroutine; whoever comes while one is running is part of the next. So one client is limited by one flush of
-// the device per message, and a hundred clients share it.
+// at once, on its own goroutine; whoever comes while one is running is part of the next. What nobody outside waits for, such as the
+// removal of a delivered message, waits a moment for company. So one client is limited by one flush of the device per message, and
+// a hundred clients share it.
 //
 // Memory holds where the living messages are, not what they say: about 80 bytes for one with a single recipient.
 // docs/queue-format.md describes the bytes.
@@ -81,6 +82,7 @@ type Store struct {
 	w      writer
 	prep   preparer
 	q      commitQueue
+	ops    sync.Pool // of *op; the store's own, as they have channels
 	space  space
 	serial atomic.Uint64
 	broken atomic.Pointer[error]
@@ -111,6 +113,7 @@ func Open(cfg Config) (*Store, error) {
 		stop: make(chan struct{}),
 	}
 	s.q.idle.L = &s.q.mu
+	s.q.joined = make(chan struct{}, 1)
 	if err := vfs.MkdirAll(s.fs, s.dir, 0700); err != nil {
 		return nil, fmt.Errorf("queue directory: %w", err)
 	}
@@ -166,8 +169,8 @@ func (s *Store) Close() error {
 // writeSeal ends the log so that the next start knows that nothing after it was lost. A store that wrote nothing since the last
 // flush needs it too: the mark says that all before it was durable.
 func (s *Store) writeSeal() error {
-	o := newOp(opSeal)
-	defer o.free()
+	o := s.newOp(opSeal)
+	defer s.freeOp(o)
 	o.buf = beginRecord(o.buf[:0])
 	s.runBatch([]*op{o})
 	if errors.Is(o.err, queue.ErrFull) {

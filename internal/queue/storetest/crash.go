@@ -148,7 +148,7 @@ func (s Subject) testCrashes(t *testing.T) {
 				if !op.Verb.Changes() || t.Failed() {
 					return nil
 				}
-				if ops++; name == "churn" && ops%3 > 0 && !s.Thorough {
+				if ops++; name == "churn" && ops%5 > 0 && !s.Thorough {
 					return nil
 				}
 				for mode, img := range images(mem, uint64(op.N)) {
@@ -275,7 +275,7 @@ func (s Subject) testFailures(t *testing.T) {
 			t.Run(name+", "+f.name, func(t *testing.T) {
 				stride := int64(1)
 				if name == "churn" && !s.Thorough {
-					stride = 11
+					stride = 23
 				}
 				_, last, err := s.failAt(steps, 0, f)
 				if err != nil {
