@@ -54,7 +54,8 @@ type explanation struct {
 	Steps      []string        `json:"steps"`
 	Error      string          `json:"error,omitempty"`
 	Recipients []explainedRcpt `json:"recipients"`
-	MaxSize    int64           `json:"max_size"` // bytes
+	MaxSize    int64           `json:"max_size"`          // bytes
+	Signing    []string        `json:"signing,omitempty"` // selectors of the keys that mail from the address is signed with
 }
 
 type explainedRcpt struct {
@@ -78,13 +79,12 @@ type explainedServer struct {
 
 // explainer is the part of the server that decides where mail goes, made from files.
 type explainer struct {
-	conf     *config.Config
-	domains  *domains.Table
-	aliases  *aliases.Resolver
-	router   *courier.Router
-	smtp     *courier.SMTP
-	levels   *domaininfo.DB // nil: nothing is known
-	problems []string
+	conf    *config.Config
+	domains *domains.Table
+	aliases *aliases.Resolver
+	router  *courier.Router
+	smtp    *courier.SMTP
+	levels  *domaininfo.DB // nil: nothing is known
 }
 
 func (c *call) explain(text string) (*explanation, error) {
@@ -107,6 +107,11 @@ func (c *call) explain(text string) (*explanation, error) {
 	e := &explanation{Address: addr.String(), Local: x.domains.IsLocal(addr.Domain), MaxSize: conf.MaxDataSize}
 	if addr.Domain == "" {
 		e.Local = true
+	}
+	if d := x.domains.Current().Domain(addr.Domain); d != nil {
+		for _, k := range d.Keys {
+			e.Signing = append(e.Signing, k.Selector+" ("+k.Algo+")")
+		}
 	}
 	x.accepted(c.ctx, addr, e)
 	steps, rcpts, err := x.aliases.Explain(c.ctx, addr)
@@ -265,6 +270,9 @@ func (e *explanation) print(c *call) {
 		accepted = "yes"
 	}
 	fmt.Fprintf(w, "%s\n  accepted from strangers: %s, %s\n  largest message: %s\n", e.Address, accepted, e.Why, humanSize(e.MaxSize))
+	if len(e.Signing) > 0 {
+		fmt.Fprintf(w, "  mail from it is signed with: %s\n", strings.Join(e.Signing, ", "))
+	}
 	if len(e.Steps) > 0 {
 		fmt.Fprintln(w, "\nAliases")
 		for _, s := range e.Steps {

@@ -76,7 +76,7 @@ func queueCommands() []*command {
 		op          queue.Op
 		short, long string
 	}{
-		{queue.Hold, "Stop delivering messages until they are released", "Holds messages: nothing is attempted for them until they are released. They do not expire either."},
+		{queue.Hold, "Stop delivering messages until they are released", "Holds messages: nothing is attempted for them until they are released."},
 		{queue.Release, "Deliver held messages again", "Ends a hold."},
 		{queue.Retry, "Try to deliver messages now", "Makes the next attempt due at once instead of at its time."},
 		{queue.Bounce, "Give messages up and tell their senders", "Fails every recipient that is left, and sends the notice about it to the sender."},

@@ -301,7 +301,11 @@ func (s *setup) giveAway() error {
 	if err := os.MkdirAll(s.dataDir, 0o700); err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 || uid == 0 {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	if uid == 0 {
+		s.note("The files belong to root: if the server is to run as another user, run this again with -owner=<user>")
 		return nil
 	}
 	chown := func(path string, _ fs.DirEntry, err error) error {

@@ -54,6 +54,9 @@ var ErrNoHistory = errors.New("the server keeps no history; its log says why")
 
 // Methods returns the methods for the control socket. History may be nil: there is none then; reload too: then there is no such method.
 func Methods(q Queue, h History, reload func(context.Context) error) map[string]control.Method {
+	if p, ok := h.(*history.History); ok && p == nil {
+		h = nil
+	}
 	m := map[string]control.Method{
 		QueueList:    func(ctx context.Context, a url.Values) (url.Values, error) { return list(ctx, q, a) },
 		QueueGroups:  func(ctx context.Context, a url.Values) (url.Values, error) { return groups(ctx, q, a) },
