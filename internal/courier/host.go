@@ -19,10 +19,11 @@ import (
 func (d *delivery) host(ctx context.Context, t *target) (reached, stop bool) {
 	d.name, d.tried = t.name, d.tried[:0]
 	p, err := d.s.hostPolicy(ctx, d.job.Route.Domain, t.name, d.rules)
-	if err != nil {
+	if err != nil && !d.advice() {
 		d.failed(mail.Outcome{Reason: mail.ReasonTLS, MTA: t.name, Err: fmt.Errorf("the security policy of %s cannot be found out now: %w", t.name, err)})
 		return false, false
 	}
+	d.relax(&p)
 	if source, err := p.allowHost(t.name); err != nil {
 		d.failed(mail.Outcome{Reason: policyReason(source), MTA: t.name, Err: fmt.Errorf("%s does not allow the server %s: %w", sourceName(source), t.name, err)})
 		return false, false
@@ -223,7 +224,7 @@ func (d *delivery) ready(ctx context.Context, c *client) *mail.Outcome {
 			d.s.metrics.levelCheck(pass)
 			ok = ok && pass
 		})
-		if !ok && !d.msg.tlsOptional() {
+		if !ok && !d.advice() {
 			return &mail.Outcome{Reason: mail.ReasonSecurityLevel, MTA: c.mta, TLS: c.protection(),
 				Err: fmt.Errorf("Security level check failed (level:%s)", c.proven)}
 		}

@@ -153,7 +153,7 @@ func (d *delivery) policies(ctx context.Context) *mail.Outcome {
 		d.rules = rules
 	}
 	if d.mustTLS() { // a password, or a demand for TLS, is worth nothing if anybody can be the server
-		d.rules = append(d.rules, tlspolicy.Rule{Source: "smarthost", RequireTLS: true, RequirePKIX: true})
+		d.rules = append(d.rules, tlspolicy.Rule{Source: smarthostRule, RequireTLS: true, RequirePKIX: true})
 	}
 	if d.requireTLS() {
 		if byMX && !d.secure && !slices.ContainsFunc(d.rules, func(r tlspolicy.Rule) bool { return r.AllowMX != nil }) {
@@ -161,16 +161,33 @@ func (d *delivery) policies(ctx context.Context) *mail.Outcome {
 			return &o
 		}
 		d.rules = append(slices.Clip(d.rules), tlspolicy.Rule{Source: "requiretls", RequireTLS: true, RequirePKIX: true})
-		return nil
-	}
-	if len(d.rules) > 0 && d.msg.tlsOptional() {
-		d.span.Printf("TLS-Required: No in the message: TLS policies are reported on but not enforced")
-		for i := range d.rules {
-			d.rules[i] = tlspolicy.Rule{Source: d.rules[i].Source, Report: d.rules[i].Report}
-		}
 	}
 	return nil
 }
+
+// advice reports whether the message makes the policies of the domain and its hosts mere advice. REQUIRETLS overrules that
+// (RFC 8689).
+func (d *delivery) advice() bool { return !d.requireTLS() && d.msg.tlsOptional() }
+
+// relax takes the demands out of a policy, but for those of the smarthost's owner, if the message asks for it. The policies'
+// owners are still told what became of the connection.
+func (d *delivery) relax(p *policy) {
+	ours := func(r tlspolicy.Rule) bool { return r.Source == smarthostRule }
+	if len(p.rules) == 0 || !slices.ContainsFunc(p.rules, func(r tlspolicy.Rule) bool { return !ours(r) }) || !d.advice() {
+		return
+	}
+	d.span.Printf("TLS-Required: No in the message: TLS policies are reported on but not enforced")
+	rules := make([]tlspolicy.Rule, len(p.rules))
+	for i, r := range p.rules {
+		if rules[i] = r; !ours(r) {
+			rules[i] = tlspolicy.Rule{Source: r.Source, Report: r.Report}
+		}
+	}
+	p.rules = rules
+}
+
+// smarthostRule is the source of what a smarthost's address demands.
+const smarthostRule = "smarthost"
 
 // requireTLS reports a sender who asked for TLS all the way (RFC 8689).
 func (d *delivery) requireTLS() bool { return d.job.Env != nil && d.job.Env.Params.Has("REQUIRETLS") }
