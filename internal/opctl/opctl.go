@@ -58,10 +58,12 @@ func Methods(q Queue, h History, reload func(context.Context) error) map[string]
 		h = nil
 	}
 	m := map[string]control.Method{
-		QueueList:    func(ctx context.Context, a url.Values) (url.Values, error) { return list(ctx, q, a) },
-		QueueGroups:  func(ctx context.Context, a url.Values) (url.Values, error) { return groups(ctx, q, a) },
-		QueueCount:   func(ctx context.Context, a url.Values) (url.Values, error) { return count(ctx, q, a) },
-		QueueItem:    func(ctx context.Context, a url.Values) (url.Values, error) { return answer(q.Item(mail.ID(a.Get("id")))) },
+		QueueList:   func(ctx context.Context, a url.Values) (url.Values, error) { return list(ctx, q, a) },
+		QueueGroups: func(ctx context.Context, a url.Values) (url.Values, error) { return groups(ctx, q, a) },
+		QueueCount:  func(ctx context.Context, a url.Values) (url.Values, error) { return count(ctx, q, a) },
+		QueueItem: func(ctx context.Context, a url.Values) (url.Values, error) {
+			return answer(q.Item(mail.ID(a.Get("id"))))
+		},
 		QueueOperate: func(ctx context.Context, a url.Values) (url.Values, error) { return operate(ctx, q, a) },
 		HistoryFind:  func(ctx context.Context, a url.Values) (url.Values, error) { return find(ctx, h, a) },
 		HistoryGet:   func(ctx context.Context, a url.Values) (url.Values, error) { return get(ctx, h, a.Get("id")) },
