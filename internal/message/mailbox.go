@@ -24,7 +24,8 @@ var (
 // Limits of an address list. The parser is linear in the length of its input whatever that is (standards D37).
 const (
 	maxMailboxes = 10000
-	maxComments  = 20 // nested
+	maxWords     = 10000 // of one display name or local part
+	maxComments  = 20    // nested
 )
 
 // ParseMailboxes parses an address-list (RFC 5322 section 3.4, RFC 6532) with groups, comments and the obsolete forms of section
@@ -172,6 +173,9 @@ func (p *mailboxParser) words() (l []word, err error) {
 			w.text = p.s[start:p.i]
 		default:
 			return l, nil
+		}
+		if len(l) == maxWords {
+			return nil, errTooMany
 		}
 		l = append(l, w)
 	}
