@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +13,7 @@ import (
 // Each waiting connection has its own 30 seconds; no more wait than may; none is left after close.
 func TestPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		ended := map[string]time.Duration{}
 		begin := time.Now()
 		make1 := func(p *pool, name, host string) {
@@ -23,6 +25,8 @@ func TestPool(t *testing.T) {
 				if string(b) != "QUIT\r\n" {
 					t.Errorf("%s ended with %q", name, b)
 				}
+				mu.Lock()
+				defer mu.Unlock()
 				ended[name] = time.Since(begin)
 			}()
 			p.put(c)
