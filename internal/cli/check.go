@@ -321,8 +321,8 @@ func (k *checker) checkDomain(d *domains.Domain) {
 		k.fail(about, "correct or restore the file; chasquid-util writes it", "users file error: %v", err)
 	}
 	// The resolver's own parser, with nothing behind it.
-	r := aliases.New(aliases.Config{SuffixSeparators: k.conf.GetSuffixSeparators(), DropCharacters: k.conf.GetDropCharacters(), FS: os.DirFS("/")})
-	if err := r.Load(k.ctx, []aliases.File{{Domain: d.Name, Path: strings.TrimPrefix(absolute(d.Aliases), "/")}}); err != nil {
+	r := aliases.New(aliases.Config{SuffixSeparators: k.conf.GetSuffixSeparators(), DropCharacters: k.conf.GetDropCharacters(), FS: os.DirFS(k.dir)})
+	if err := r.Load(k.ctx, []aliases.File{aliasFile(k.dir, d)}); err != nil {
 		k.failWith(about, err)
 	}
 	for _, key := range d.Keys {

@@ -136,7 +136,7 @@ func (c *call) newExplainer(conf *config.Config) (*explainer, error) {
 	}
 	users := readUsers(x.domains.Current())
 	x.aliases = aliases.New(aliases.Config{SuffixSeparators: conf.GetSuffixSeparators(), DropCharacters: conf.GetDropCharacters(),
-		Local: x.domains.IsLocal, FS: os.DirFS("/"), Hook: filepath.Join(absolute(c.configDir), "hooks/alias-resolve"), HookDir: c.configDir,
+		Local: x.domains.IsLocal, FS: os.DirFS(c.configDir), Hook: filepath.Join(absolute(c.configDir), "hooks/alias-resolve"), HookDir: c.configDir,
 		HookEnv: os.Environ(), HookTimeout: conf.Time.AliasHook,
 		User: func(_ context.Context, a address.Address) (bool, error) {
 			db := users[a.Domain]
@@ -145,7 +145,7 @@ func (c *call) newExplainer(conf *config.Config) (*explainer, error) {
 	var files []aliases.File
 	for _, d := range x.domains.Current().Domains {
 		if d.Aliases != "" {
-			files = append(files, aliases.File{Domain: d.Name, Path: strings.TrimPrefix(absolute(d.Aliases), "/")})
+			files = append(files, aliasFile(c.configDir, d))
 		}
 	}
 	if err := x.aliases.Load(c.ctx, files); err != nil {
@@ -188,6 +188,15 @@ func readUsers(s *domains.Snapshot) map[string]*userdb.DB {
 		}
 	}
 	return m
+}
+
+// aliasFile is the alias file of a domain, as seen from the configuration directory.
+func aliasFile(dir string, d *domains.Domain) aliases.File {
+	path, err := filepath.Rel(dir, d.Aliases)
+	if err != nil {
+		path = d.Aliases
+	}
+	return aliases.File{Domain: d.Name, Path: path}
 }
 
 // absolute is the path from the root.
