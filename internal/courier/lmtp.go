@@ -1,9 +1,11 @@
 package courier
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strings"
@@ -23,7 +25,11 @@ const lmtpConnect = 10 * time.Second
 // deliverLMTP delivers to all recipients in one LMTP session (RFC 2033), with a verdict for each. Whatever goes wrong with the
 // server itself is a local fault.
 func (l *Local) deliverLMTP(ctx context.Context, job *mail.Job, target string) []mail.Outcome {
-	d := newDelivery(ctx, l.lmtp, job)
+	stripped, err := withoutReturnPath(job)
+	if err != nil {
+		return same(*job, internalError(err))
+	}
+	d := newDelivery(ctx, l.lmtp, &stripped)
 	d.rewrite = l.cfg.withDetail
 	defer d.msg.release()
 	d.session1(ctx, target)
@@ -36,6 +42,33 @@ func (l *Local) deliverLMTP(ctx context.Context, job *mail.Job, target string) [
 		}
 	}
 	return d.out
+}
+
+// withoutReturnPath returns the job with its message as content makes it: the server writes the only Return-Path.
+func withoutReturnPath(job *mail.Job) (mail.Job, error) {
+	m := payload{job: job}
+	defer m.release()
+	if err := m.load(); err != nil {
+		return *job, err
+	}
+	has := false
+	for line := range bytes.Lines(m.header()) {
+		has = has || len(line) > 12 && strings.EqualFold(string(line[:12]), "Return-Path:")
+	}
+	if !has {
+		return *job, nil
+	}
+	in, err := content(job, false)
+	if err != nil {
+		return *job, err
+	}
+	defer in.Close()
+	stripped := *job
+	if stripped.Size, err = io.Copy(io.Discard, in); err != nil {
+		return *job, fmt.Errorf("reading the message: %w", err)
+	}
+	stripped.Open = func() (io.ReadCloser, error) { return content(job, false) }
+	return stripped, nil
 }
 
 // session1 has the one session of an LMTP delivery.
