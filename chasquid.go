@@ -14,8 +14,10 @@ import (
 	"syscall"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/cli"
 	"blitiri.com.ar/go/chasquid/internal/config"
 	"blitiri.com.ar/go/log"
+	"golang.org/x/term"
 )
 
 // Set by the linker: the version, and the time of the source in unix seconds.
@@ -50,9 +52,12 @@ func parseFlags() *flags {
 }
 
 func main() {
+	v, date := versionInfo()
+	if exit, handled := cli.Main(os.Args[0], os.Args[1:], cli.Env{Version: v, Terminal: term.IsTerminal(int(os.Stdout.Fd()))}); handled {
+		os.Exit(exit)
+	}
 	f := parseFlags()
 	log.Init()
-	v, date := versionInfo()
 	if f.showVersion {
 		fmt.Printf("chasquid %s (source date: %s)\n", v, date)
 		return

@@ -16,6 +16,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/dkim"
 	"blitiri.com.ar/go/chasquid/internal/listen"
 	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/opctl"
 	"blitiri.com.ar/go/chasquid/internal/reload"
 	"blitiri.com.ar/go/chasquid/internal/smtpsrv"
 	"blitiri.com.ar/go/chasquid/internal/trace"
@@ -144,13 +145,16 @@ func (s *server) makeSigner(context.Context) error {
 
 // openControl makes the control socket with the methods of existing tools.
 func (s *server) openControl(context.Context) error {
+	var past opctl.History
+	if s.history != nil {
+		past = s.history
+	}
+	methods := opctl.Methods(s.queue, past, func(ctx context.Context) error { return s.reload.Now(ctx, reload.Operator) })
+	methods["AliasResolve"] = s.rpcAliasResolve
+	methods["DomaininfoClear"] = s.rpcDomaininfoClear
 	var err error
-	s.control, err = control.Listen(control.Config{Path: filepath.Join(s.conf.GetDataDir(), control.SocketName), Metrics: s.reg,
-		Trace: func(ctx context.Context) context.Context { return trace.WithRecorder(ctx, s.rec) },
-		Methods: map[string]control.Method{
-			"AliasResolve":    s.rpcAliasResolve,
-			"DomaininfoClear": s.rpcDomaininfoClear,
-		}})
+	s.control, err = control.Listen(control.Config{Path: filepath.Join(s.conf.GetDataDir(), control.SocketName), Methods: methods, Slow: opctl.Slow(),
+		Metrics: s.reg, Trace: func(ctx context.Context) context.Context { return trace.WithRecorder(ctx, s.rec) }})
 	return err
 }
 

@@ -155,7 +155,7 @@ func (h *History) Run(ctx context.Context) {
 		case waiting = <-h.syncs:
 		}
 		spare = h.take(spare)
-		h.flush(false)
+		h.flush(waiting != nil) // a search reads the database alone
 		if waiting != nil {
 			close(waiting)
 		}

@@ -143,6 +143,19 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestUnderWay checks that a message is found while it is on its way, and is one message still when it has ended.
+func TestUnderWay(t *testing.T) {
+	h, _ := start(t, Config{Path: filepath.Join(t.TempDir(), "h.db")})
+	deliver(h, "WAITING", "a@x.test", "b@y.test", false)
+	if got := search(t, h, Query{Text: "b@y.test", State: "queued"}); !slices.Equal(got, []string{"WAITING"}) {
+		t.Errorf("on its way: %q", got)
+	}
+	h.Observe(&timeline.Event{Kind: timeline.Final, ID: "WAITING"})
+	if got := search(t, h, Query{Text: "b@y.test"}); !slices.Equal(got, []string{"WAITING"}) {
+		t.Errorf("ended: %q", got)
+	}
+}
+
 // TestPrivacy checks that hashed addresses are in no file, and still found.
 func TestPrivacy(t *testing.T) {
 	dir := t.TempDir()

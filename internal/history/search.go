@@ -171,6 +171,9 @@ func (m *matcher) try(events []byte) {
 		}
 	}
 	msg := newMessage(events)
+	if m.q.State == "" && len(m.text) == 0 && msg.State == "authentication" { // no mail: shown when looked for
+		return
+	}
 	if m.q.State != "" && msg.State != m.q.State || !m.q.Since.IsZero() && msg.Arrived.Before(m.q.Since) || !m.q.Until.IsZero() && msg.Arrived.After(m.q.Until) {
 		return
 	}
