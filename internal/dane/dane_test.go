@@ -131,6 +131,8 @@ func TestC99Matrix(t *testing.T) {
 			for name, want := range map[string]bool{"good": true, "no root": true, "other name": false, "expired": false, "expired issuer": false, "by a leaf": false} {
 				check("2 "+what+" of the intermediate", tlsa(2, selector, matching, inter), name, want)
 			}
+			check("2 "+what+" of its leaf", tlsa(2, selector, matching, chains["other name"][0]), "other name", false)
+			check("2 "+what+" of its leaf", tlsa(2, selector, matching, chains["expired"][0]), "expired", false)
 			check("2 "+what+" of the self-signed leaf", tlsa(2, selector, matching, chains["self-signed"][0]), "self-signed", true)
 			// An anchor that the server does not send can only be used if the record has all of it.
 			check("2 "+what+" of an absent root", tlsa(2, selector, matching, root), "no root", matching == 0)

@@ -482,6 +482,47 @@ func TestN3CacheBounded(t *testing.T) {
 	}
 }
 
+// TestCacheBytes: the bound in bytes holds by itself.
+func TestCacheBytes(t *testing.T) {
+	c := newClient(t, dns.Config{Servers: []string{"192.0.2.53"}, MaxEntries: 1 << 20, MaxBytes: 1 << 18})
+	c.SetExchange(answerTXT(strings.Repeat("y", 250)))
+	for i := range 3000 {
+		c.TXT(bg, dns.Other, fmt.Sprintf("n%d.example", i))
+	}
+	if entries, bytes, _, _, evicted := c.CacheStats(); bytes > 1<<18 || entries < 100 || evicted == 0 {
+		t.Errorf("%d entries, %d bytes, %d evicted", entries, bytes, evicted)
+	}
+}
+
+// TestCacheOrder: what is in use stays while other names come and go.
+func TestCacheOrder(t *testing.T) {
+	c := newClient(t, dns.Config{Servers: []string{"192.0.2.53"}, MaxEntries: 64})
+	asked := 0
+	answer := answerTXT("x")
+	c.SetExchange(func(ctx context.Context, s string, tcp bool, d time.Duration, q *miekg.Msg) (*miekg.Msg, error) {
+		if q.Question[0].Name == "used.example." {
+			asked++
+		}
+		return answer(ctx, s, tcp, d, q)
+	})
+	for i := range 1000 {
+		c.TXT(bg, dns.Other, "used.example")
+		c.TXT(bg, dns.Other, fmt.Sprintf("n%d.example", i))
+	}
+	if asked != 1 {
+		t.Errorf("asked %d times", asked)
+	}
+}
+
+func answerTXT(text string) func(context.Context, string, bool, time.Duration, *miekg.Msg) (*miekg.Msg, error) {
+	return func(_ context.Context, _ string, _ bool, _ time.Duration, q *miekg.Msg) (*miekg.Msg, error) {
+		m := new(miekg.Msg)
+		m.SetReply(q)
+		m.Answer = []miekg.RR{&miekg.TXT{Hdr: miekg.RR_Header{Name: q.Question[0].Name, Rrtype: miekg.TypeTXT, Class: 1, Ttl: 600}, Txt: []string{text}}}
+		return m, nil
+	}
+}
+
 func TestResolvConf(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "resolv.conf")

@@ -48,6 +48,7 @@ _dmarc.broken.example TXT "v=DMARC1; p=reject"
 host.good.example TXT "v=spf1 a -all"
 host.good.example A 192.0.2.1
 sel._domainkey.good.example TXT "` + rec + `"
+later._domainkey.good.example SERVFAIL
 `)
 }
 
@@ -135,6 +136,9 @@ func TestSMTP53AuthRes(t *testing.T) {
 			[]string{"spf=fail (matched all)"}, "550 5.7.23 SPF check failed: matched all"},
 		{"C118 temporary error", "192.0.2.1", "x", "joe@broken.example", wire("From: joe@broken.example\n\n"), true, "temperror (DNS error)",
 			[]string{"spf=temperror (DNS error)", "dkim=none", "dmarc=temperror (not all could be checked)  header.from=broken.example"}, ""},
+		{"C118 key unavailable", "192.0.2.9", "x", "joe@absent.example", rawMsg(strings.Replace(string(signed), "s=sel;", "s=later;", 1)), true, "none (no DNS record found)",
+			[]string{"spf=none (no DNS record found)", "dkim=temperror  reason=\"key unavailable\"\r\n  header.b=XXXXXXXXXXXX  header.d=good.example",
+				"dmarc=temperror (not all could be checked)  header.from=good.example"}, ""},
 		{"D24 two From fields", "192.0.2.9", "x", "joe@absent.example", wire("From: a@absent.example\nFrom: joe@good.example\n\n"), true, "none (no DNS record found)",
 			[]string{"spf=none (no DNS record found)", "dkim=none", "dmarc=fail (p=reject)  header.from=good.example"},
 			"550 5.7.1 Refused by the DMARC policy of the domain in the From field: neither SPF nor DKIM passed for it"},

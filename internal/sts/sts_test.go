@@ -517,6 +517,12 @@ func TestC102Survives(t *testing.T) {
 	if rule, _ := r.c.Rule(bg, "example.com"); rule.Source != "mta-sts" {
 		t.Error("gone after a failure")
 	}
+	r.zone.Remove("_mta-sts.example.com")
+	r.zone.Add(strings.Replace(stsZone, "id=1", "id=2", 1)) // there is a new one, but it cannot be had
+	rule.Report("mx.example.com", errors.New("TLS broke"))
+	if rule, _ := r.c.Rule(bg, "example.com"); rule.Source != "mta-sts" {
+		t.Error("gone after a failed fetch")
+	}
 	e := r.c.entry("example.com")
 	e.mu.Lock()
 	e.expires = time.Now().Add(-time.Second)
