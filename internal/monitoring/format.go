@@ -32,8 +32,10 @@ func span(d time.Duration) string {
 	switch {
 	case d < 0:
 		return "-" + span(-d)
+	case d < time.Microsecond:
+		return d.String()
 	case d < time.Millisecond:
-		return d.Round(10 * time.Nanosecond).String()
+		return strconv.FormatFloat(float64(d)/1e3, 'g', 3, 64) + "µs"
 	case d < time.Second:
 		return strconv.FormatFloat(float64(d)/1e6, 'g', 3, 64) + "ms"
 	case d < 10*time.Second:
@@ -77,12 +79,12 @@ func byteSize(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", v, units[u])
 }
 
-// when is a time as a cell: relative, and in full below.
-func when(t time.Time) cell {
+// moment is a time as pieces of a line.
+func moment(t time.Time) []cell {
 	if t.IsZero() {
-		return dim("–")
+		return []cell{dim("–")}
 	}
-	return cell{Text: ago(t), Small: utc(t)}
+	return []cell{txt(ago(t)), dim(utc(t))}
 }
 
 // clock is a recent time as a cell.

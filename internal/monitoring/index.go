@@ -189,23 +189,21 @@ func daysCell(t time.Time) cell {
 }
 
 func (d *indexData) RejectionTable() *table {
-	t := &table{Columns: columns("when", "client", "from and to", "reason"), Empty: "none yet"}
+	t := &table{Columns: columns("when", "client", "from", "to", "reason"), Empty: "none yet"}
 	for _, r := range d.Rejections {
-		c := clock(r.At)
+		c := txt(ago(r.At))
 		if r.Trace != [16]byte{} {
 			c.Href = "/debug/traces/" + r.Trace.String()
 		}
-		t.Rows = append(t.Rows, []cell{c, txt(cut(r.Client, 50)), {Text: cut(r.From, indexText/2), Small: cut(r.To, indexText/2)}, txt(cut(r.Reason, indexText))})
+		t.Rows = append(t.Rows, []cell{c, txt(cut(r.Client, 50)), txt(cut(r.From, indexText/2)), txt(cut(r.To, indexText/2)), txt(cut(r.Reason, indexText))})
 	}
 	return t
 }
 
 func (d *indexData) BounceTable() *table {
-	t := &table{Columns: columns("when", "to", "reason"), Empty: "none yet"}
+	t := &table{Columns: columns("when", "to", "reason", "last words"), Empty: "none yet"}
 	for _, f := range d.Bounces {
-		c := clock(f.At)
-		c.Href = "/debug/messages/" + string(f.ID)
-		t.Rows = append(t.Rows, []cell{c, txt(cut(f.To, indexText/2)), {Text: f.Reason, Small: cut(f.Text, indexText)}})
+		t.Rows = append(t.Rows, []cell{anchor(ago(f.At), "/debug/messages/"+string(f.ID)), txt(cut(f.To, indexText/2)), txt(f.Reason), txt(cut(f.Text, indexText))})
 	}
 	return t
 }

@@ -1,6 +1,7 @@
 package monitoring
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -20,7 +21,7 @@ const (
 	searchTime   = 10 * time.Second
 )
 
-var messageStates = []string{"", "queued", "delivered", "partly delivered", "bounced", "refused"}
+var messageStates = []string{"", "queued", "delivered", "partly delivered", "bounced", "refused", "authentication"}
 
 // messagesData is what a search found.
 type messagesData struct {
@@ -214,7 +215,7 @@ func messageSheet(_ *http.Request, data any) *sheet {
 	}
 	sh := &sheet{Title: title}
 	facts := []fact{{"state", []cell{{Text: m.State, Class: stateClass(m.State)}}}, {"from", []cell{txt(m.From)}}, {"to", []cell{txt(cut(strings.Join(m.Rcpts, ", "), 1000))}},
-		{"arrived", []cell{when(m.Arrived)}}, {"ended", []cell{when(m.Ended)}}, {"client", []cell{{Text: m.Client, Href: searchFor(m.Client)}}},
+		{"arrived", moment(m.Arrived)}, {"ended", moment(m.Ended)}, {"client", []cell{{Text: m.Client, Href: searchFor(m.Client)}}},
 		{"user", []cell{{Text: m.User, Href: searchFor(m.User)}}}, {"Message-ID", []cell{txt(m.MessageID)}}}
 	if m.Size > 0 {
 		facts = append(facts, oneFact("size", txt(byteSize(m.Size))))
@@ -244,12 +245,15 @@ func searchFor(s string) string {
 	return with("/debug/messages", nil, "q", s)
 }
 
+// eventNames are the kinds of events in words, where their name is not good enough.
+var eventNames = map[string]string{"auth": "login", "queued": "accepted", "expanded": "alias", "wait": "waits", "final": "left the queue"}
+
 // eventRow renders one event of a message.
 func eventRow(e *history.Event, start time.Time) []cell {
 	at := cell{Text: e.At.UTC().Format("15:04:05.000"), Small: "+" + span(max(0, e.At.Sub(start)))}
-	what := cell{Text: e.Kind}
+	what := cell{Text: cmp.Or(eventNames[e.Kind], e.Kind)}
 	if e.Attempt > 0 {
-		what.Small = "attempt " + itoa(e.Attempt)
+		what.Text += " " + itoa(e.Attempt)
 	}
 	who := cell{Text: strings.Join(e.Rcpts, ", ")}
 	if e.Orig != "" && e.Orig != who.Text {
@@ -265,7 +269,7 @@ func eventRow(e *history.Event, start time.Time) []cell {
 		how = append(how, "next in "+span(e.Wait))
 	}
 	if e.Other != "" {
-		how = append(how, "as "+e.Other)
+		how = append(how, "as message "+e.Other)
 	}
 	var small []string
 	for _, p := range []string{e.Reply, e.Error, e.MTA, e.TLS} {
@@ -277,6 +281,9 @@ func eventRow(e *history.Event, start time.Time) []cell {
 		small = append(small, "took "+span(e.Took))
 	}
 	res := cell{Text: strings.Join(how, " · "), Small: strings.Join(small, " · ")}
+	if e.Other != "" {
+		res.Href = "/debug/messages/" + url.PathEscape(e.Other)
+	}
 	switch {
 	case e.Disposition == "delivered" || e.Kind == "final" && e.Error == "":
 		res.Class = "ok"

@@ -213,7 +213,7 @@ func ageTable(ages map[string]float64) *table {
 	if len(ages) == 0 {
 		return nil
 	}
-	t, row, top := &table{Wide: true}, []cell{}, 1.0
+	t, row, top := &table{Wide: true, Style: "even"}, []cell{}, 1.0
 	for _, a := range ageNames {
 		top = max(top, ages[a.key])
 	}
@@ -333,7 +333,7 @@ func itemSheet(_ *http.Request, data any) *sheet {
 	it := data.(*queue.Item)
 	sh := &sheet{Title: "Message " + string(it.ID)}
 	state := cell{Text: it.State, Class: "b"}
-	facts := []fact{{"state", []cell{state}}, {"from", []cell{txt(it.From)}}, {"arrived", []cell{when(it.Arrived)}}, {"size", []cell{txt(byteSize(it.Size))}},
+	facts := []fact{{"state", []cell{state}}, {"from", []cell{txt(it.From)}}, {"arrived", moment(it.Arrived)}, {"size", []cell{txt(byteSize(it.Size))}},
 		{"source", []cell{txt(it.Source)}}, {"client", []cell{txt(it.Client)}}, {"user", []cell{txt(it.User)}}, {"Message-ID", []cell{txt(it.MessageID)}}}
 	if it.Trace != "" {
 		facts = append(facts, fact{"trace", []cell{{Text: it.Trace, Href: "/debug/traces/" + it.Trace, Class: "mono"}}})

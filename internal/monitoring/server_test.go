@@ -16,9 +16,15 @@ import (
 )
 
 // serve runs a server on loopback for the test and returns its URL.
-func serve(t *testing.T, conf Config) (*Server, string) {
+func serve(t testing.TB, conf Config) (*Server, string) {
 	t.Helper()
 	s := New(conf)
+	return s, start(t, s)
+}
+
+// start runs a server on loopback for the test and returns its URL.
+func start(t testing.TB, s *Server) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -32,10 +38,10 @@ func serve(t *testing.T, conf Config) (*Server, string) {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	return s, "http://" + l.Addr().String()
+	return "http://" + l.Addr().String()
 }
 
-func get(t *testing.T, url string) (int, string) {
+func get(t testing.TB, url string) (int, string) {
 	t.Helper()
 	resp, err := http.Get(url)
 	if err != nil {

@@ -39,6 +39,9 @@ type cell struct {
 	Bar   float64 // 0 to 1: how long a bar behind the text is
 }
 
+// Empty reports a cell that says nothing.
+func (c cell) Empty() bool { return (c.Text == "" || c.Text == "–") && c.Small == "" }
+
 // fact is one line of a list of names and values.
 type fact struct {
 	Name  string
@@ -56,6 +59,27 @@ type table struct {
 	Rows    [][]cell
 	Empty   string // said instead of no rows
 	Wide    bool   // stays a table on a narrow screen
+	Style   string // "even": columns of one width; "tight": many short lines after a narrow column
+}
+
+// Class is the table's class in HTML.
+func (t *table) Class() string {
+	if t.Wide {
+		return strings.TrimSpace("keep " + t.Style)
+	}
+	return t.Style
+}
+
+// dots puts a dot between links that follow each other.
+func dots(cells []cell) []cell {
+	var out []cell
+	for i, c := range cells {
+		if i > 0 && c.Href != "" && cells[i-1].Href != "" {
+			out = append(out, dim("·"))
+		}
+		out = append(out, c)
+	}
+	return out
 }
 
 type form struct {

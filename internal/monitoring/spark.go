@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/monitoring/vitals"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
 // sparkPoints is how many points a small graph has.
@@ -26,6 +27,7 @@ func spark(vals []float32, slots int) template.HTML {
 	if top == 0 {
 		top = 1
 	}
+	top *= 1.1
 	var line, area strings.Builder
 	first, last := -1, 0
 	for i, v := range pts {
@@ -84,7 +86,7 @@ type vital struct {
 
 // shownVitals are the series of the index and where each leads.
 var shownVitals = []struct{ name, href string }{
-	{"in_accepted", "/debug/messages"}, {"in_rejected", "/debug/messages?state=refused"}, {"in_p99", "/debug/traces?family=SMTP.Transaction"},
+	{"in_accepted", "/debug/messages"}, {"in_rejected", "/debug/messages?state=refused"}, {"in_p99", "/debug/traces?lat=1&family=" + trace.SMTPTransaction.String()},
 	{"auth_failed", "/debug/auth"}, {"queue_items", "/debug/queue"}, {"queue_oldest", "/debug/queue?sort=age"},
 	{"out_delivered", "/debug/messages?state=delivered"}, {"out_deferred", "/debug/queue?sort=attempts"}, {"out_bounced", "/debug/messages?state=bounced"},
 	{"dns_failed", "/debug/dns"}, {"goroutines", "/debug/goroutines"}, {"rss", "/debug/profiles"},

@@ -127,6 +127,13 @@ func (s *Server) loadTraces(r *http.Request) (any, error) {
 	switch {
 	case t.hasBucket:
 		d.what, d.List = tracesIn(rec, t)
+	case t.HasFamily && t.Text == "":
+		// The search knows only what begins a trace; of a family all that is kept is wanted.
+		if t.all = true; t.Failed {
+			t.bucket = bucketErrors
+		}
+		d.what, d.List = tracesIn(rec, t)
+		d.List = slices.DeleteFunc(d.List, func(x trace.Summary) bool { return x.Duration < t.Slower })
 	case t.Text != "" || t.HasFamily || t.Failed || t.Slower > 0:
 		d.what, d.List = "Found", rec.Search(t.Query)
 	}
@@ -151,7 +158,9 @@ func tracesIn(rec *trace.Recorder, t traceQuery) (what string, list []trace.Summ
 		}
 	default:
 		bounds := trace.BucketBounds()
-		what = "At least " + span(bounds[t.bucket])
+		if what = "At least " + span(bounds[t.bucket]); t.bucket == 0 && t.all {
+			what = "Kept"
+		}
 		for b := t.bucket; b < trace.NumBuckets; b++ {
 			for _, f := range families {
 				spans = append(spans, rec.Examples(f, b)...)

@@ -44,6 +44,7 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"ago":   ago,
 	"p":     printable,
 	"lines": multiline,
+	"dots":  dots,
 	"utc":   utc,
 	"style": func() template.CSS { return template.CSS(style) },
 	"bar":   func(f float64) string { return strconv.Itoa(int(min(max(f, 0), 1)*100 + 0.5)) },

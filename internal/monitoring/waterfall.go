@@ -147,7 +147,7 @@ func traceSheet(_ *http.Request, data any) *sheet {
 			end = e
 		}
 	}
-	facts := []fact{oneFact("id", cell{Text: t.ID.String(), Class: "mono"}), oneFact("began", when(first)), oneFact("took", txt(span(end.Sub(first)))),
+	facts := []fact{oneFact("id", cell{Text: t.ID.String(), Class: "mono"}), {"began", moment(first)}, oneFact("took", txt(span(end.Sub(first)))),
 		{"spans", []cell{txt(itoa(len(t.Spans)))}}}
 	if hidden := t.Dropped + len(t.Spans) - len(spans); hidden > 0 {
 		facts = append(facts, oneFact("not shown", cell{Text: itoa(hidden) + " spans", Class: "warn"}))
@@ -183,12 +183,12 @@ func spanBlocks(sh *sheet, s *trace.SpanData, first time.Time) {
 	if len(s.Events) == 0 {
 		return
 	}
-	t := &table{Columns: columns("#after", "event"), Wide: true}
+	t := &table{Columns: columns("#after", "event"), Wide: true, Style: "tight"}
 	for _, e := range s.Events {
 		if e.Gap > 0 {
 			t.Rows = append(t.Rows, []cell{{}, dim(fmt.Sprintf("… %d events were not kept …", e.Gap))})
 		}
-		c := cell{Text: strings.TrimRight(e.Text, "\r\n"), Class: "mono"}
+		c := cell{Text: strings.TrimRight(e.Text, "\r\n")}
 		switch e.Kind {
 		case trace.Error:
 			c.Class = "bad"

@@ -212,7 +212,7 @@ func short(d time.Duration) string {
 	case d < 48*time.Hour:
 		return fmt.Sprintf("%.0f h", d.Hours())
 	}
-	return fmt.Sprintf("%.0f days", d.Hours()/24)
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
 }
 
 func size(n float64) string {

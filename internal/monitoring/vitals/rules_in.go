@@ -31,7 +31,7 @@ func acceptSlow(s *Sampler, _ *Evidence) []Problem {
 	if len(vals) == 0 || mean(vals) <= 10 {
 		return nil
 	}
-	return one("ChasquidAcceptSlowBudgetBurn", Page, "/debug/traces?family=SMTP.Transaction&b=5", trace.ID{},
+	return one("ChasquidAcceptSlowBudgetBurn", Page, "/debug/traces?b=5&family="+trace.SMTPTransaction.String(), trace.ID{},
 		"Accepting a message takes %s at the slow end; clients give up and send again. The slowest transactions say which stage it is.", short(seconds(mean(vals))))
 }
 

@@ -33,7 +33,7 @@ func hooksBroken(s *Sampler, _ *Evidence) (list []Problem) {
 	for hook, n := range s.grewBy(family, "hook", 10*time.Minute, "result", "timeout|bad_output|exec_error") {
 		if n > 0.05*all[hook] {
 			how := s.grewBy(family, "result", 10*time.Minute, "hook", hook, "result", "timeout|bad_output|exec_error")
-			list = append(list, one("ChasquidHookBroken", Page, "/debug/traces?family=Hook&errors=1", trace.ID{}, "The hook %s is broken: %.0f of %s of the last 10 minutes failed (%s).", hook, n, plural(all[hook], "run"), listing(how))...)
+			list = append(list, one("ChasquidHookBroken", Page, "/debug/traces?b=-2&family="+trace.Hook.String(), trace.ID{}, "The hook %s is broken: %.0f of %s of the last 10 minutes failed (%s).", hook, n, plural(all[hook], "run"), listing(how))...)
 		}
 	}
 	return list
@@ -49,7 +49,7 @@ func stuck(_ *Sampler, e *Evidence) (list []Problem) {
 		}
 		switch o.Family {
 		case trace.Hook:
-			list = append(list, one("ChasquidHookHung", Page, "/debug/traces?family=Hook&state=active", o.Trace, "A hook hangs: %s has been running for %s.", o.Title, short(o.For))...)
+			list = append(list, one("ChasquidHookHung", Page, "/debug/traces?state=active&family="+trace.Hook.String(), o.Trace, "A hook hangs: %s has been running for %s.", o.Title, short(o.For))...)
 		case trace.DeliveryLocal, trace.DeliveryPipe:
 			list = append(list, one("ChasquidDeliveryStaleBudgetBurn", Ticket, "/debug/traces?state=active&family="+o.Family.String(), o.Trace, "A local delivery hangs: %s has been running for %s.", o.Title, short(o.For))...)
 		}
