@@ -20,6 +20,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/message"
 	"blitiri.com.ar/go/chasquid/internal/spf"
+	"github.com/emersion/go-msgauth/authres"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -168,6 +169,29 @@ func TestSMTP53AuthRes(t *testing.T) {
 				t.Errorf("reply %q, want %q", got, c.refuse)
 			}
 		})
+	}
+}
+
+// TestC107AuthResParses: another implementation reads the results as they are meant.
+func TestC107AuthResParses(t *testing.T) {
+	signed := sign(t, wire("From: joe@good.example\n\nbody\n"))
+	tx, _, _ := run(t, authZone(), false, client("192.0.2.1", "x"), "joe@good.example", rawMsg(strings.Replace(string(signed), "body", "other", 1)))
+	field := "mx.here.example"
+	for _, r := range tx.Results.AuthRes {
+		field += "\r\n\t;" + r
+	}
+	id, results, err := authres.Parse(strings.ReplaceAll(field, "\r\n", ""))
+	if err != nil || id != "mx.here.example" || len(results) != 3 {
+		t.Fatalf("%q: %v, %q", field, err, id)
+	}
+	if r, ok := results[0].(*authres.SPFResult); !ok || r.Value != authres.ResultPass {
+		t.Errorf("%+v", results[0])
+	}
+	if r, ok := results[1].(*authres.DKIMResult); !ok || r.Value != authres.ResultFail || r.Domain != "good.example" {
+		t.Errorf("%+v", results[1])
+	}
+	if r, ok := results[2].(*authres.DMARCResult); !ok || r.Value != authres.ResultPass || r.From != "good.example" {
+		t.Errorf("%+v", results[2])
 	}
 }
 
