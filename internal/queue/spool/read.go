@@ -259,7 +259,10 @@ type loaded struct {
 func (s *Store) readAhead(all []ordered, stop <-chan struct{}, wg *sync.WaitGroup) <-chan chan []loaded {
 	const partSize = 256
 	parts := make(chan chan []loaded, 2*runtime.GOMAXPROCS(0))
-	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
+	free := make(chan *loader, runtime.GOMAXPROCS(0))
+	for range cap(free) {
+		free <- nil
+	}
 	wg.Go(func() {
 		defer close(parts)
 		for len(all) > 0 {
@@ -271,10 +274,13 @@ func (s *Store) readAhead(all []ordered, stop <-chan struct{}, wg *sync.WaitGrou
 			case <-stop:
 				return
 			}
-			slots <- struct{}{}
+			l := <-free
+			if l == nil {
+				l = s.newLoader()
+			}
 			wg.Go(func() {
-				out <- s.loadPart(part)
-				<-slots
+				out <- l.loadPart(part)
+				free <- l
 			})
 		}
 	})
@@ -292,9 +298,9 @@ func (s *Store) newLoader() *loader {
 	return &loader{s: s, rec: cursor{w: window{buf: make([]byte, recWindow)}}, res: cursor{w: window{buf: make([]byte, resWindow)}}}
 }
 
-func (s *Store) loadPart(part []ordered) []loaded {
-	ls := make([]loaded, len(part))
-	l := s.newLoader()
+func (l *loader) loadPart(part []ordered) []loaded {
+	s, ls := l.s, make([]loaded, len(part))
+	l.rec.seg, l.res.seg = nil, nil // what they read earlier may have changed
 	for i, o := range part {
 		s.x.mu.RLock()
 		sl := s.x.at(o.slot)

@@ -158,7 +158,7 @@ func TestChurnOnDisk(t *testing.T) {
 					k := rng.IntN(len(mine))
 					victim := mine[k]
 					mine = append(mine[:k], mine[k+1:]...)
-					readAndRemove(t, s, victim, alive[victim], &mu, alive)
+					readAndRemove(t, s, victim, &mu, alive)
 				}
 			}
 		})
@@ -183,7 +183,7 @@ func TestChurnOnDisk(t *testing.T) {
 }
 
 // readAndRemove removes a message while it is being read.
-func readAndRemove(t *testing.T, s *Store, id mail.ID, _ string, mu *sync.Mutex, alive map[mail.ID]string) {
+func readAndRemove(t *testing.T, s *Store, id mail.ID, mu *sync.Mutex, alive map[mail.ID]string) {
 	mu.Lock()
 	want := alive[id]
 	delete(alive, id)
