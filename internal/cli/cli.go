@@ -167,7 +167,7 @@ func (c *command) flagSet(configDir *string) (*flag.FlagSet, func(*call) error) 
 	fs := flag.NewFlagSet("chasquid "+c.name, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.StringVar(configDir, "config_dir", "/etc/chasquid", "configuration `directory`")
-	fs.StringVar(configDir, "C", "/etc/chasquid", "short for -config_dir")
+	fs.StringVar(configDir, "C", "/etc/chasquid", "short for -config_dir: `directory`")
 	return fs, c.prepare(fs)
 }
 
