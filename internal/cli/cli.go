@@ -148,6 +148,7 @@ func (quiet) Error() string { return "" }
 func commands() []*command {
 	l := []*command{checkCommand(), setupCommand(), explainCommand(), historyCommand(), traceCommand(), reloadCommand()}
 	l = append(l, queueCommands()...)
+	l = append(l, levelCommands()...)
 	return append(l, completionCommand(), manCommand(), helpCommand())
 }
 

@@ -70,7 +70,12 @@ func bashCompletion(w io.Writer) {
 		fmt.Fprintf(w, "\t%s) words=%q ;;\n", pattern, strings.Join(optionWords(c), " "))
 	}
 	fmt.Fprintf(w, "\tesac\n\tif [ \"$COMP_CWORD\" -eq 1 ]; then\n\t\twords=%q\n", strings.Join(firstWords(), " "))
-	fmt.Fprintf(w, "\telif [ \"$COMP_CWORD\" -eq 2 ] && [ \"${COMP_WORDS[1]}\" = queue ]; then\n\t\twords=%q\n\tfi\n", strings.Join(secondWords("queue"), " "))
+	for _, first := range firstWords() {
+		if second := secondWords(first); len(second) > 0 {
+			fmt.Fprintf(w, "\telif [ \"$COMP_CWORD\" -eq 2 ] && [ \"${COMP_WORDS[1]}\" = %s ]; then\n\t\twords=%q\n", first, strings.Join(second, " "))
+		}
+	}
+	fmt.Fprint(w, "\tfi\n")
 	fmt.Fprint(w, "\tCOMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\ncomplete -o default -F _chasquid chasquid\n")
 }
 

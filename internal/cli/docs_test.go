@@ -69,6 +69,7 @@ func TestBashCompletion(t *testing.T) {
 	}{
 		{"chasquid ex", []string{"explain"}},
 		{"chasquid queue h", []string{"hold"}},
+		{"chasquid level f", []string{"forget"}},
 		{"chasquid queue ls -de", []string{"-destination"}},
 		{"chasquid queue ls -j", []string{"-json"}},
 		{"chasquid check -no", []string{"-no_dns"}},
