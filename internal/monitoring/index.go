@@ -97,7 +97,10 @@ func (s *Server) links() []linkGroup {
 
 func (s *Server) loadIndex(r *http.Request) (any, error) {
 	d := &indexData{Ready: true, Groups: s.links(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Build: s.conf.Build, Started: s.conf.Started,
-		Problems: s.currentProblems(), Vitals: map[string]*float64{}, Bounces: s.conf.Recent.Bounces(shownRecent)}
+		Problems: slices.Clone(s.currentProblems()), Vitals: map[string]*float64{}, Bounces: s.conf.Recent.Bounces(shownRecent)}
+	for i := range d.Problems {
+		d.Problems[i].Trace = s.known(d.Problems[i].Trace)
+	}
 	d.Host, _ = os.Hostname()
 	for _, c := range s.RunChecks(r.Context()) {
 		v := checkView{Name: c.Name}
@@ -110,7 +113,10 @@ func (s *Server) loadIndex(r *http.Request) (any, error) {
 	if s.conf.Status != nil {
 		st := s.conf.Status()
 		d.Listeners, d.Certificates, d.Domains, d.Users, d.Queue = st.Listeners, st.Certificates, st.Domains, st.Users, st.Queue
-		d.Rejections = st.Rejections[:min(len(st.Rejections), shownRecent)]
+		d.Rejections = slices.Clone(st.Rejections[:min(len(st.Rejections), shownRecent)])
+		for i := range d.Rejections {
+			d.Rejections[i].Trace = s.known(d.Rejections[i].Trace)
+		}
 		d.Reload.At = st.ReloadAt
 		if st.ReloadErr != nil {
 			d.Reload.Error = strings.ReplaceAll(st.ReloadErr.Error(), "\n", "; ")

@@ -12,6 +12,7 @@ import (
 
 	"blitiri.com.ar/go/chasquid/internal/history"
 	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
 // Limits of a search.
@@ -38,6 +39,8 @@ type messagesData struct {
 type messageData struct {
 	history.Message
 	InQueue bool `json:"in_queue"`
+
+	traced bool // its trace is kept
 }
 
 func (s *Server) addMessages() {
@@ -190,7 +193,8 @@ func (s *Server) loadMessage(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, &httpError{http.StatusServiceUnavailable, "the history cannot be read now: " + err.Error()}
 	}
-	d := &messageData{Message: m}
+	tid, _ := trace.ParseID(m.Trace)
+	d := &messageData{Message: m, traced: s.known(tid) != trace.ID{}}
 	if s.conf.Queue != nil && m.ID != "" {
 		_, err := s.conf.Queue.Item(m.ID)
 		d.InQueue = err == nil
@@ -198,7 +202,7 @@ func (s *Server) loadMessage(r *http.Request) (any, error) {
 	if !ok {
 		if s.conf.Queue != nil {
 			if _, err := s.conf.Queue.Item(mail.ID(id)); err == nil {
-				return nil, notFound("the history knows nothing of this message, but it is in the queue: see /debug/queue/%s", id)
+				return nil, &redirect{"/debug/queue/" + url.PathEscape(id)} // it came a moment ago
 			}
 		}
 		return nil, notFound("no such message in the history")
@@ -221,7 +225,7 @@ func messageSheet(_ *http.Request, data any) *sheet {
 		facts = append(facts, oneFact("size", txt(byteSize(m.Size))))
 	}
 	if m.Trace != "" {
-		facts = append(facts, oneFact("trace", cell{Text: m.Trace, Href: "/debug/traces/" + m.Trace, Class: "mono"}))
+		facts = append(facts, oneFact("trace", traceCell(m.Trace, d.traced)))
 	}
 	if d.InQueue {
 		facts = append(facts, oneFact("queue", anchor("it is in the queue", "/debug/queue/"+url.PathEscape(string(m.ID)))))
@@ -233,6 +237,15 @@ func messageSheet(_ *http.Request, data any) *sheet {
 	}
 	sh.add(block{Heading: "What happened", Table: t})
 	return sh
+}
+
+// traceCell is a trace id, with a link if there is something to see.
+func traceCell(id string, kept bool) cell {
+	c := cell{Text: id, Class: "mono", Small: "it is not kept"}
+	if kept {
+		c.Href, c.Small = "/debug/traces/"+id, ""
+	}
+	return c
 }
 
 func searchFor(s string) string {

@@ -14,6 +14,7 @@ import (
 
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/queue"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
 // How much the queue's page shows.
@@ -141,9 +142,14 @@ func (s *Server) loadQueue(r *http.Request) (any, error) {
 	return d, nil
 }
 
-// dumpQueue is what existing tools read.
+// dumpQueue is what existing tools read. Of a very long queue it shows the beginning.
 func (s *Server) dumpQueue(w io.Writer, r *http.Request, data any) error {
-	return s.conf.Queue.WriteDump(r.Context(), w, dumpMessages)
+	b := &limitedBuffer{left: maxAnswer / 2}
+	if err := s.conf.Queue.WriteDump(r.Context(), b, dumpMessages); err != nil && !errors.Is(err, errTooMuch) {
+		return err
+	}
+	_, err := io.WriteString(w, multiline(b.String()))
+	return err
 }
 
 // with returns the path with the query changed: pairs of names and values, empty ones removed.
@@ -326,24 +332,31 @@ func (s *Server) loadItem(r *http.Request) (any, error) {
 	if errors.Is(err, queue.ErrNotFound) {
 		return nil, notFound("no such message in the queue; /debug/messages knows those that have left it")
 	}
-	return &it, err
+	tid, _ := trace.ParseID(it.Trace)
+	return &itemData{it, s.known(tid) != trace.ID{}}, err
+}
+
+// itemData is one message of the queue.
+type itemData struct {
+	queue.Item
+	traced bool // its trace is kept
 }
 
 func itemSheet(_ *http.Request, data any) *sheet {
-	it := data.(*queue.Item)
+	it := data.(*itemData)
 	sh := &sheet{Title: "Message " + string(it.ID)}
 	state := cell{Text: it.State, Class: "b"}
 	facts := []fact{{"state", []cell{state}}, {"from", []cell{txt(it.From)}}, {"arrived", moment(it.Arrived)}, {"size", []cell{txt(byteSize(it.Size))}},
 		{"source", []cell{txt(it.Source)}}, {"client", []cell{txt(it.Client)}}, {"user", []cell{txt(it.User)}}, {"Message-ID", []cell{txt(it.MessageID)}}}
 	if it.Trace != "" {
-		facts = append(facts, fact{"trace", []cell{{Text: it.Trace, Href: "/debug/traces/" + it.Trace, Class: "mono"}}})
+		facts = append(facts, fact{"trace", []cell{traceCell(it.Trace, it.traced)}})
 	}
 	facts = slices.DeleteFunc(facts, func(f fact) bool { return f.Value[0].Text == "" })
 	if it.Error != "" {
 		facts = append(facts, fact{"error", []cell{{Text: it.Error, Class: "bad"}}})
 	}
 	sh.add(block{Facts: facts})
-	sh.para(anchor("What happened to it so far", "/debug/messages/"+url.PathEscape(string(it.ID))), dim("with every attempt"))
+	sh.para(anchor("What happened to it so far", with("/debug/messages", nil, "q", string(it.ID))), dim("with every attempt"))
 	t := &table{Columns: columns("recipient", "status", "destination", "#tries", "next attempt", "gives up", "last failure"), Empty: "none"}
 	for _, r := range it.Rcpts {
 		to := cell{Text: r.To}

@@ -21,7 +21,7 @@ func (s *Server) addSettings() {
 			if s.conf.ConfigText == nil {
 				return errNotHere
 			}
-			_, err := io.WriteString(w, s.conf.ConfigText())
+			_, err := io.WriteString(w, multiline(s.conf.ConfigText()))
 			return err
 		}, sheet: configSheet})
 	s.addView(&view{path: "/debug/flags", title: "Flags", about: "command-line flags", group: "Configuration", plain: true,

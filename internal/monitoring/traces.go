@@ -307,9 +307,23 @@ func (s *Server) loadTrace(r *http.Request) (any, error) {
 	}
 	t, ok := s.conf.Traces.Trace(id)
 	if !ok {
-		return nil, notFound("no such trace is kept; /debug/messages/%s may know the message", id)
+		return nil, notFound("no such trace is kept; /debug/messages?q=%s may know the message", id)
+	}
+	for i := range t.Spans {
+		t.Spans[i].Links = slices.DeleteFunc(t.Spans[i].Links, func(l trace.Link) bool { return s.known(l.Trace) == trace.ID{} })
 	}
 	return &t, nil
+}
+
+// known is the id if its page exists now, zero otherwise: no link is to be dead.
+func (s *Server) known(id trace.ID) trace.ID {
+	if id == (trace.ID{}) || s.conf.Traces == nil {
+		return trace.ID{}
+	}
+	if _, ok := s.conf.Traces.Trace(id); !ok {
+		return trace.ID{}
+	}
+	return id
 }
 
 func (s *Server) traceJSON(w io.Writer, _ *http.Request, data any) error {

@@ -156,7 +156,7 @@ func traceSheet(_ *http.Request, data any) *sheet {
 		facts = append(facts, oneFact("processes", txt(itoa(len(generations))+": the server was started anew meanwhile")))
 	}
 	sh.add(block{Facts: facts})
-	sh.para(anchor("the message", "/debug/messages/"+t.ID.String()), anchor("as text", "?format=text"), anchor("OpenTelemetry JSON", "/debug/traces/"+t.ID.String()+".json"))
+	sh.para(anchor("the message", with("/debug/messages", nil, "q", t.ID.String())), anchor("as text", "?format=text"), anchor("OpenTelemetry JSON", "/debug/traces/"+t.ID.String()+".json"))
 	sh.add(block{Water: newWaterfall(spans)})
 	for i := range spans {
 		spanBlocks(sh, &spans[i], first)
