@@ -32,7 +32,7 @@ type Env struct {
 	ReadPassword func(prompt string) (string, error)
 	// Terminal says that Stdout is watched by somebody: progress is shown there.
 	Terminal bool
-	Version  string       // of this binary, for the manual pages
+	Version  string       // of this binary, for the help
 	Resolver dns.Resolver // nil: the one the configuration names
 	// Call asks the server on the control socket at path; nil: control.Call.
 	Call Caller

@@ -141,7 +141,15 @@ func (c *call) newExplainer(conf *config.Config) (*explainer, error) {
 		User: func(_ context.Context, a address.Address) (bool, error) {
 			db := users[a.Domain]
 			return db != nil && db.Has(a.Local), nil
-		}})
+		},
+		First: func(domain string) (address.Address, bool) {
+			db := users[domain]
+			if db == nil || db.Len() == 0 {
+				return address.Address{}, false
+			}
+			return address.Address{Local: db.Names()[0], Domain: domain}, true
+		},
+		Primary: func() string { return primaryDomain(conf, x.domains.Current()) }})
 	var files []aliases.File
 	for _, d := range x.domains.Current().Domains {
 		if d.Aliases != "" {
@@ -197,6 +205,19 @@ func aliasFile(dir string, d *domains.Domain) aliases.File {
 		path = d.Aliases
 	}
 	return aliases.File{Domain: d.Name, Path: path}
+}
+
+// primaryDomain is the domain of a bare <postmaster>: that of the server's name, or else the first.
+func primaryDomain(conf *config.Config, s *domains.Snapshot) string {
+	if d, err := address.NormalizeDomain(conf.GetHostname()); err == nil && s.IsLocal(d) {
+		return d
+	}
+	for _, d := range s.Domains {
+		if d.Dir != "" {
+			return d.Name
+		}
+	}
+	return ""
 }
 
 // absolute is the path from the root.

@@ -21,6 +21,7 @@ func TestO4Explain(t *testing.T) {
 		says []string
 	}{
 		{"post.master+x@example.com", []string{"accepted from strangers: yes", "To postmaster@example.com\n  goes by local", "signed with: "}},
+		{"postmaster", []string{"accepted from strangers: yes", "To postmaster@example.com\n"}},
 		{"nobody@example.com", []string{"accepted from strangers: no, there is no such user"}},
 		{"list@example.com", []string{"line 1 of domains/example.com/aliases: ", "To postmaster@example.com\n", "To far@other.example\n", "server a.other.example (preference 10): 192.0.2.1:25\n  server b.other.example (preference 20): 192.0.2.2:25\n"}},
 		{"prog@example.com", []string{"To |/bin/cat\n"}},

@@ -88,7 +88,7 @@ func helpCommand() *command {
 	return &command{name: "help", args: "[<sub-command>]", short: "List the sub-commands, or explain one", prepare: func(*flag.FlagSet) func(*call) error {
 		return func(c *call) error {
 			if len(c.args) == 0 {
-				overview(c.Stdout)
+				overview(c.Stdout, c.Version)
 				return nil
 			}
 			cmd, _ := find(c.args)
@@ -101,7 +101,10 @@ func helpCommand() *command {
 	}}
 }
 
-func overview(w io.Writer) {
+func overview(w io.Writer, version string) {
+	if version != "" {
+		fmt.Fprintf(w, "chasquid %s\n\n", version)
+	}
 	fmt.Fprint(w, "Usage: chasquid [options]\n       chasquid <sub-command> [options] [arguments]\n\n"+
 		"Without a sub-command, chasquid is the mail server; \"chasquid -help\" shows its options.\n\nSub-commands:\n")
 	t := newTable(w)
