@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
-	"net/http"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/monitoring"
 	"blitiri.com.ar/go/log"
 )
@@ -31,9 +34,14 @@ func (s *server) startMonitoring(ctx context.Context, wg *sync.WaitGroup) error 
 	if err != nil {
 		return fmt.Errorf("Error listening on monitoring_address: %w (another process may use it; choose another address)", err)
 	}
-	s.monitor = monitoring.New(monitoring.Config{Hostname: s.conf.GetHostname(), AllowedHosts: s.conf.GetMonitoringAllowedHosts(),
-		Build:   monitoring.Build{Version: s.build.version, SourceDate: s.build.date, GoVersion: runtime.Version()},
-		Started: s.started, Pages: s.pages(), Checks: s.healthChecks(), Status: s.status, Exit: s.exit, Metrics: s.reg})
+	web := s.conf.GetMonitoringWebConfig()
+	if web != "" {
+		if err := monitoring.CheckWebConfig(web); err != nil {
+			l.Close()
+			return fmt.Errorf("monitoring_web_config: %w", err)
+		}
+	}
+	s.monitor = monitoring.New(s.monitoringConfig(web))
 	log.Infof("Monitoring HTTP server listening on %s", l.Addr())
 	wg.Go(func() {
 		if err := s.monitor.Serve(ctx, l); err != nil {
@@ -43,25 +51,99 @@ func (s *server) startMonitoring(ctx context.Context, wg *sync.WaitGroup) error 
 	return nil
 }
 
-// text makes a page of plain text.
-func text(f func() string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		fmt.Fprint(w, f())
-	})
+// monitoringConfig gives the pages everything they show.
+func (s *server) monitoringConfig(web string) monitoring.Config {
+	c := monitoring.Config{Hostname: s.conf.GetHostname(), AllowedHosts: s.conf.GetMonitoringAllowedHosts(), WebConfig: web,
+		Build:   monitoring.Build{Version: s.build.version, SourceDate: s.build.date, GoVersion: runtime.Version()},
+		Started: s.started, Checks: s.healthChecks(), Exit: s.exit, Metrics: s.reg, Status: s.status, Queue: s.queue, Traces: s.rec,
+		Recent: s.recent, Log: s.log, ConfigText: s.conf.RedactedText, Settings: s.settings, Domains: s.domainPage, Levels: s.levelPage,
+		DNS: s.dnsPage, Diagnose: s.diagnose}
+	if s.history != nil {
+		c.History = s.history
+	}
+	return c
 }
 
-// pages are the pages of the other parts.
-func (s *server) pages() []monitoring.Page {
-	return []monitoring.Page{
-		{Path: "/debug/queue", Title: "Queue", About: "messages that wait, and why", Group: "Mail", Handler: s.queuePage()},
-		{Path: "/metrics", Title: "Metrics", About: "for Prometheus", Group: "Metrics", Public: true, Handler: s.reg.MetricsHandler()},
-		{Path: "/debug/vars", Title: "Variables", About: "the same as JSON, exact", Group: "Metrics", Handler: s.reg.VarsHandler()},
-		{Path: "/debug/requests", Title: "Requests", About: "active and recent operations by family and duration", Group: "Traces",
-			Handler: monitoring.Buffered(s.rec.RequestsHandler())},
-		{Path: "/debug/events", Title: "Events", About: "events of long-lived parts", Group: "Traces", Handler: monitoring.Buffered(s.rec.EventsHandler())},
-		{Path: "/debug/config", Title: "Configuration", About: "the settings in force", Group: "Configuration", Handler: text(s.conf.RedactedText)},
+func (s *server) settings() []monitoring.Setting {
+	var out []monitoring.Setting
+	for _, v := range s.conf.List() {
+		out = append(out, monitoring.Setting{Name: v.Name, Text: v.Text, Origin: v.Origin})
 	}
+	return out
+}
+
+func (s *server) domainPage() []monitoring.Domain {
+	var out []monitoring.Domain
+	now := s.domains.Current()
+	for _, d := range now.Domains {
+		p := monitoring.Domain{Name: d.Name, Users: s.auth.Count(d.Name), Aliases: s.aliases.Count(d.Name)}
+		for _, k := range d.Keys {
+			p.Keys = append(p.Keys, monitoring.Key{Selector: k.Selector, Algorithm: k.Algo})
+		}
+		for _, c := range now.Certs {
+			if slices.Contains(c.Names, d.Name) {
+				p.Certificates = append(p.Certificates, c.Name)
+			}
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func (s *server) levelPage() []monitoring.TLSLevel {
+	var out []monitoring.TLSLevel
+	for _, e := range s.levels.List() {
+		out = append(out, monitoring.TLSLevel{Domain: e.Domain, Incoming: e.Incoming.String(), Outgoing: e.Outgoing.String()})
+	}
+	return out
+}
+
+func (s *server) dnsPage() monitoring.DNS {
+	var out monitoring.DNS
+	addrs, trusted := s.dns.Servers()
+	for i, a := range addrs {
+		out.Servers = append(out.Servers, monitoring.DNSServer{Address: a, Trusted: trusted[i]})
+	}
+	for _, f := range s.dns.Failures() {
+		out.Failures = append(out.Failures, monitoring.DNSFailure{At: f.At, Name: f.Name, Type: f.Type, Purpose: f.Purpose.String(), Took: f.Took, Error: f.Err.Error()})
+	}
+	return out
+}
+
+// diagnose writes what would happen to a message for the recipient, found out by the code that would do it.
+func (s *server) diagnose(ctx context.Context, w io.Writer, rcpt string) error {
+	addr, err := address.Parse(rcpt)
+	if err != nil {
+		return err
+	}
+	steps, rcpts, err := s.aliases.Explain(ctx, addr)
+	for _, step := range steps {
+		fmt.Fprintf(w, "%*s%s %s\n", 2*step.Depth, "", step.Address, step.Text)
+	}
+	if err != nil {
+		return err
+	}
+	for _, r := range rcpts {
+		route, err := s.sending.router.Load().Route(ctx, r, &mail.Envelope{})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "\n%s: %s\n", r.Target(), route.Why)
+		if route.Transport != mail.SMTP && route.Transport != mail.Relay {
+			continue
+		}
+		plan := s.sending.smtp.Plan(ctx, route)
+		if plan.Refusal != nil {
+			fmt.Fprintf(w, "  nothing would be tried: %v\n", plan.Refusal.Err)
+		}
+		for _, d := range plan.Demands {
+			fmt.Fprintf(w, "  demanded: %s\n", d)
+		}
+		for _, p := range plan.Servers {
+			fmt.Fprintf(w, "  server: %+v\n", p)
+		}
+	}
+	return nil
 }
 
 // status is what the index shows.
@@ -71,20 +153,21 @@ func (s *server) status() monitoring.Status {
 		st.Listeners = append(st.Listeners, monitoring.ListenerStatus{Address: l.Addr, Mode: l.Mode.String(), Open: l.Open, Total: l.Total})
 	}
 	for _, c := range s.domains.Current().Certs {
-		st.Certificates = append(st.Certificates, monitoring.CertificateStatus{Name: c.Name, Names: c.Names, NotAfter: c.NotAfter})
+		st.Certificates = append(st.Certificates, monitoring.CertificateStatus{Name: c.Name, Names: c.Names, NotBefore: c.NotBefore,
+			NotAfter: c.NotAfter, Issuer: c.Leaf.Issuer.CommonName, Key: c.Leaf.PublicKeyAlgorithm.String()})
 	}
 	last := s.reload.Last()
 	st.ReloadAt = last.At
 	for _, e := range last.Errors {
 		st.ReloadErr = errors.Join(st.ReloadErr, e)
 	}
-	s.queueStatus(&st)
 	for _, r := range s.smtp.Rejections(10) {
 		to := ""
 		if len(r.Rcpts) > 0 {
 			to = r.Rcpts[0]
 		}
-		st.Rejections = append(st.Rejections, monitoring.Rejection{At: r.At, Client: r.Client, From: r.From, To: to, Reason: r.Reason})
+		st.Rejections = append(st.Rejections, monitoring.Rejection{At: r.At, Client: r.Client, User: r.User, From: r.From, To: to,
+			Reason: r.Reason, Reply: r.Reply, Trace: r.Trace})
 	}
 	return st
 }

@@ -17,6 +17,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/auth/dovecot"
 	"blitiri.com.ar/go/chasquid/internal/config"
 	"blitiri.com.ar/go/chasquid/internal/control"
+	"blitiri.com.ar/go/chasquid/internal/dane"
 	"blitiri.com.ar/go/chasquid/internal/dkim"
 	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/domaininfo"
@@ -34,6 +35,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/sts"
 	"blitiri.com.ar/go/chasquid/internal/supervise"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/chasquid/internal/tlsrpt"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
 )
@@ -48,6 +50,8 @@ type server struct {
 	reg *expvarom.Registry
 	rec *trace.Recorder
 
+	log      *monitoring.Log
+	recent   *monitoring.Recent
 	maillog  *maillog.Log
 	history  *history.History
 	observer timeline.Observers
@@ -61,6 +65,8 @@ type server struct {
 	signer    *dkim.Signer
 	levels    *domaininfo.DB
 	sts       *sts.Cache
+	dane      *dane.Source
+	reports   *tlsrpt.Recorder // nil: no TLS reports
 	rate      *policy.Rate
 	sending   *sending
 	store     *spool.Store
@@ -81,6 +87,8 @@ type server struct {
 func newServer(ctx context.Context, f *flags, conf *config.Config, b build) (*server, error) {
 	s := &server{flags: f, build: b, conf: conf, started: time.Now(), draining: make(chan struct{})}
 	s.reg = expvarom.New()
+	s.log = monitoring.NewLog(log.Default, s.reg)
+	log.Default = s.log.Logger()
 	s.rec = trace.New(trace.Config{Metrics: s.reg, Log: true, Mirror: true, Labels: true, Generation: s.started.UnixNano()})
 
 	s.describeBuild()
@@ -101,7 +109,8 @@ func (s *server) openMailLog(context.Context) error {
 	if s.maillog, err = maillog.Open(maillog.Config{Path: s.conf.GetMailLogPath(), OnError: failed.Inc}); err != nil {
 		return fmt.Errorf("Error opening mail log: %w", err)
 	}
-	s.observer = timeline.Observers{s.maillog}
+	s.recent = monitoring.NewRecent()
+	s.observer = timeline.Observers{s.maillog, s.recent}
 	return nil
 }
 
@@ -216,6 +225,9 @@ func (s *server) background(ctx context.Context, wg *sync.WaitGroup) {
 	wg.Go(func() { s.reload.Run(ctx) })
 	wg.Go(func() { s.levels.Run(ctx) })
 	wg.Go(func() { s.sts.Run(ctx) })
+	if s.reports != nil {
+		wg.Go(func() { s.reports.Run(ctx) })
+	}
 	wg.Go(func() { tuneGC(ctx) })
 	wg.Go(func() {
 		if err := s.control.Serve(ctx); err != nil {
@@ -279,7 +291,7 @@ func (s *server) signals(ctx context.Context) {
 
 func (s *server) hangup(ctx context.Context) {
 	log.Infof("SIGHUP: reopening logs and reloading")
-	if err := log.Default.Reopen(); err != nil {
+	if err := s.log.Reopen(); err != nil {
 		log.Errorf("reopening the log: %v", err)
 	}
 	if err := s.maillog.Reopen(); err != nil {

@@ -1,22 +1,25 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
 	"path/filepath"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/courier"
+	"blitiri.com.ar/go/chasquid/internal/dane"
 	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/domaininfo"
-	"blitiri.com.ar/go/chasquid/internal/monitoring"
+	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/queue/items"
 	"blitiri.com.ar/go/chasquid/internal/sts"
 	"blitiri.com.ar/go/chasquid/internal/tlspolicy"
+	"blitiri.com.ar/go/chasquid/internal/tlsrpt"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
 )
 
@@ -31,14 +34,57 @@ func (s *server) openState(ctx context.Context, dir string) error {
 	if s.levels, err = domaininfo.Open(ctx, domaininfo.Config{Dir: filepath.Join(dir, "domaininfo")}); err != nil {
 		return fmt.Errorf("Error opening domain info database: %w", err)
 	}
-	if s.sts, err = sts.New(sts.Config{Resolver: s.dns, Dir: filepath.Join(dir, "sts-cache"), Metrics: s.reg}); err != nil {
+	var report func(tlspolicy.Report)
+	if s.conf.TLSReports {
+		if s.reports, err = tlsrpt.New(s.tlsReports(dir)); err != nil {
+			log.Errorf("The counts for TLS reports start anew: %v", err)
+		}
+		report = s.reports.Observe
+	}
+	if s.sts, err = sts.New(sts.Config{Resolver: s.dns, Dir: filepath.Join(dir, "sts-cache"), Report: report, Metrics: s.reg}); err != nil {
 		return fmt.Errorf("Failed to initialize STS cache: %w", err)
 	}
+	s.dane = dane.New(dane.Config{Resolver: s.dns, Report: report, Metrics: s.reg})
 	return nil
 }
 
+func (s *server) tlsReports(dir string) tlsrpt.Config {
+	host, err := address.DomainToASCII(s.conf.GetHostname())
+	if err != nil {
+		host = s.conf.GetHostname()
+	}
+	return tlsrpt.Config{Resolver: s.dns, Hostname: host, State: filepath.Join(dir, "tls-reports.json"), Mail: s.mailReport, Metrics: s.reg}
+}
+
+// mailReport signs a report and puts it into the queue.
+func (s *server) mailReport(ctx context.Context, from, to string, msg []byte) error {
+	sender, err := address.Parse(from)
+	if err != nil {
+		return err
+	}
+	rcpt, err := address.Parse(to)
+	if err != nil {
+		return err
+	}
+	signature, err := s.signer.SignMessage(ctx, sender.Domain, bytes.NewReader(msg))
+	if err != nil {
+		return err
+	}
+	d, err := s.queue.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer d.Discard()
+	if _, err := d.Write(msg); err != nil {
+		return err
+	}
+	env := &mail.Envelope{From: sender, Rcpts: []mail.Recipient{{To: rcpt, Orig: rcpt}}, Arrived: time.Now(), Trace: trace.NewID(), Source: mail.FromAdmin}
+	_, err = d.Commit(ctx, env, signature)
+	return err
+}
+
 func (s *server) tlsSources() []tlspolicy.Source         { return []tlspolicy.Source{s.sts} }
-func (s *server) tlsHostSources() []tlspolicy.HostSource { return nil }
+func (s *server) tlsHostSources() []tlspolicy.HostSource { return []tlspolicy.HostSource{s.dane} }
 func (s *server) ledger() courier.Ledger                 { return s.levels }
 
 // rpcDomaininfoClear forgets the TLS levels of a domain.
@@ -53,25 +99,6 @@ func (s *server) rpcDomaininfoClear(ctx context.Context, args url.Values) (url.V
 		return nil, err
 	}
 	return url.Values{}, nil
-}
-
-// queuePage is the dump of the queue that existing scripts read.
-func (s *server) queuePage() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		if err := s.queue.WriteDump(r.Context(), w, dumpLimit); err != nil {
-			fmt.Fprintf(w, "\nincomplete: %v\n", err)
-		}
-	})
-}
-
-// dumpLimit bounds the messages of one dump.
-const dumpLimit = 10000
-
-func (s *server) queueStatus(st *monitoring.Status) {
-	q := s.queue.Stats()
-	st.Queue = monitoring.QueueStatus{Items: int64(q.Messages), Capacity: int64(q.Capacity), Sending: int64(q.Sending), Held: int64(q.Held),
-		Bytes: q.Bytes, Oldest: q.Oldest.Round(time.Second)}
 }
 
 // importItems takes over the queue files of an installation of the original: each is removed once it is safely in the spool. What

@@ -48,7 +48,7 @@ func (s *script) play(p *peer, raw net.Conn) {
 		case "close":
 			return
 		case "hang", "eof":
-			_, err = io.Copy(io.Discard, r)
+			io.Copy(io.Discard, r)
 			return
 		case "wait":
 			var d time.Duration

@@ -75,7 +75,7 @@ func (l tags) compact(name string) string {
 }
 
 func compact(s string) string {
-	if strings.IndexAny(s, fws) < 0 {
+	if !strings.ContainsAny(s, fws) {
 		return s
 	}
 	b := make([]byte, 0, len(s))

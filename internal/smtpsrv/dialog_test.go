@@ -50,7 +50,6 @@ type dialog struct {
 	ip    string
 	cfg   []func(*Config)
 	line  int
-	errs  int
 	mark  time.Time
 	reply []string // what S+ and S- look at, until another line begins
 }

@@ -9,12 +9,6 @@ import (
 	"time"
 )
 
-// usage is what a server and its children used.
-type usage struct {
-	CPU time.Duration
-	RSS int64 // bytes, the peak of the sum over all its processes as sampled
-}
-
 const clockTick = time.Second / 100 // USER_HZ, fixed on Linux for /proc
 
 // processTree lists pid and its descendants.

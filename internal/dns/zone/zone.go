@@ -30,7 +30,6 @@ type Zone struct {
 type behaviour struct {
 	fail  error         // what the look-up ends with
 	delay time.Duration // how long it takes first
-	qtype string
 }
 
 // Errors a zone can be told to give.
