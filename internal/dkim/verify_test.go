@@ -24,6 +24,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/dns/zone"
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
 	"blitiri.com.ar/go/chasquid/internal/message"
+	"blitiri.com.ar/go/chasquid/test/patience"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -357,7 +358,7 @@ func TestD27Time(t *testing.T) {
 		t.Errorf("found %d, results %d: %s", v.Found, len(v.Results), outcome(v))
 	}
 	t.Logf("took %v", took)
-	if took > 500*time.Millisecond { // the bound is 50 ms of an idle machine
+	if took > patience.Limit(50*time.Millisecond) {
 		t.Errorf("took %v", took)
 	}
 }
@@ -369,7 +370,7 @@ func TestD35ManyNames(t *testing.T) {
 	msg := strings.Repeat("a:\r\n", 4000) + plain
 	start := time.Now()
 	got := outcome(verify(t, z, forge(t, k.ed, msg, map[string]string{"h": "from" + strings.Repeat(":a", 60000)})))
-	if took := time.Since(start); took > time.Second || got != "pass" {
+	if took := time.Since(start); took > patience.Limit(100*time.Millisecond) || got != "pass" {
 		t.Errorf("%s in %v", got, took)
 	}
 }
