@@ -14,21 +14,13 @@ func (q *Queue) WriteDump(ctx context.Context, w io.Writer, limit int) error {
 	b := bufio.NewWriter(w)
 	now := time.Now()
 	fmt.Fprintf(b, "# Queue status\n\ndate: %s\nlength: %d\n\n", now.Format(dumpTime), q.Stats().Messages)
-	p := Page{Limit: min(limit, MaxList)}
-	for limit > 0 {
-		l, err := q.List(ctx, Filter{}, p)
-		if err != nil {
-			return err
-		}
-		for i := range l.Items {
-			if i == limit {
-				break
-			}
-			dumpItem(b, &l.Items[i])
-		}
-		limit -= len(l.Items)
-		if p.After = l.Next; l.Next == "" {
-			break
+	oldest, _, err := q.first(ctx, &Filter{}, "", place{}, limit)
+	if err != nil {
+		return err
+	}
+	for _, pl := range oldest {
+		if it, ok := q.item(pl.m, pl.id); ok {
+			dumpItem(b, &it)
 		}
 	}
 	return b.Flush()

@@ -26,7 +26,8 @@ type fakeStore struct {
 	order []mail.ID
 	log   []string                          // operations done, "commit ID", "update ID 0=SENT", "remove ID"
 	fail  func(op string, id mail.ID) error // nil: nothing fails
-	flush time.Duration                     // how long commit, update and remove take
+	loads int
+	flush time.Duration // how long commit, update and remove take
 }
 
 type stored struct {
@@ -114,6 +115,7 @@ func (s *fakeStore) All() iter.Seq2[Entry, error] {
 func (s *fakeStore) Load(id mail.ID) (Entry, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.loads++
 	if err := s.failing("load", id); err != nil {
 		return Entry{}, err
 	}
@@ -383,7 +385,7 @@ func (w *world) try(env *mail.Envelope) (mail.ID, error) {
 		return "", err
 	}
 	if _, err := d.Write([]byte(content)); err != nil {
-		w.Fatal(err)
+		return "", err
 	}
 	id, err := d.Commit(context.Background(), env, []byte("Received: x\r\n"))
 	if err == nil && id != d.(interface{ ID() mail.ID }).ID() {

@@ -283,23 +283,11 @@ func (q *Queue) List(ctx context.Context, f Filter, p Page) (List, error) {
 			return List{}, err
 		}
 	}
-	var l List
-	var best []place // unsorted beyond limit; cut when it is twice as long as needed
-	err := q.scan(ctx, &f, func(m uint32) {
-		l.Total++
-		pl := place{q.sortKey(m, p.Sort), q.index.at(m).id, m}
-		if p.After != "" && comparePlaces(pl, after) <= 0 {
-			return
-		}
-		if best = append(best, pl); len(best) >= 2*limit+2 {
-			slices.SortFunc(best, comparePlaces)
-			best = best[:limit+1]
-		}
-	})
+	best, total, err := q.first(ctx, &f, p.Sort, after, limit+1)
 	if err != nil {
 		return List{}, err
 	}
-	slices.SortFunc(best, comparePlaces)
+	l := List{Total: total}
 	if len(best) > limit {
 		best = best[:limit]
 		last := best[limit-1]
@@ -311,6 +299,26 @@ func (q *Queue) List(ctx context.Context, f Filter, p Page) (List, error) {
 		}
 	}
 	return l, nil
+}
+
+// first returns the first n places after the given one, in order, of the messages that the filter selects, and how many it selects.
+func (q *Queue) first(ctx context.Context, f *Filter, sort string, after place, n int) (best []place, total int, err error) {
+	var worst *place // of n that are known: what comes after it is not wanted
+	err = q.scan(ctx, f, func(m uint32) {
+		total++
+		pl := place{q.sortKey(m, sort), q.index.at(m).id, m}
+		if after != (place{}) && comparePlaces(pl, after) <= 0 || worst != nil && comparePlaces(pl, *worst) >= 0 {
+			return
+		}
+		if best = append(best, pl); len(best) >= 2*n { // cut when twice as long as needed
+			slices.SortFunc(best, comparePlaces)
+			best = best[:n]
+			w := best[n-1]
+			worst = &w
+		}
+	})
+	slices.SortFunc(best, comparePlaces)
+	return best[:min(n, len(best))], total, err
 }
 
 // Item tells about one message.
