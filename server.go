@@ -222,7 +222,11 @@ func (s *server) drain(ctx context.Context, receiving *sync.WaitGroup) {
 
 // background runs the loops that tend what delivery and receiving use.
 func (s *server) background(ctx context.Context, wg *sync.WaitGroup) {
-	wg.Go(func() { s.reload.Run(ctx) })
+	wg.Go(func() {
+		// What was read at start may have changed since, and the gauges of reloads shall not be empty until the first one.
+		_ = s.reload.Now(ctx, reload.Start)
+		s.reload.Run(ctx)
+	})
 	wg.Go(func() { s.levels.Run(ctx) })
 	wg.Go(func() { s.sts.Run(ctx) })
 	if s.reports != nil {
