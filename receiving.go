@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -150,6 +151,7 @@ func (s *server) openControl(context.Context) error {
 		past = s.history
 	}
 	methods := opctl.Methods(s.queue, past, func(ctx context.Context) error { return s.reload.Now(ctx, reload.Operator) })
+	maps.Copy(methods, opctl.LevelMethods(s.levels))
 	methods["AliasResolve"] = s.rpcAliasResolve
 	methods["DomaininfoClear"] = s.rpcDomaininfoClear
 	var err error

@@ -10,10 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/fstest"
-	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
-	"blitiri.com.ar/go/chasquid/internal/auth/userdb"
 )
 
 // fallback is a Backend that knows some passwords, and notes who was asked about.

@@ -88,6 +88,10 @@ func (c encoder) append(b []byte, e *timeline.Event) []byte {
 	switch e.Kind {
 	case timeline.Queued, timeline.Refused, timeline.Auth:
 		b = c.appendOrigin(b, e)
+	case timeline.Check:
+		if e.ID == "" { // before the message has an id, its trace has to do
+			b = appendTrace(b, e.Trace)
+		}
 	}
 	for i, r := range e.Rcpts {
 		if i == maxRcpts {
@@ -122,9 +126,7 @@ func (c encoder) append(b []byte, e *timeline.Event) []byte {
 }
 
 func (c encoder) appendOrigin(b []byte, e *timeline.Event) []byte {
-	if e.Trace != (trace.ID{}) {
-		b = append(append(b, tagTrace, byte(len(e.Trace))), e.Trace[:]...)
-	}
+	b = appendTrace(b, e.Trace)
 	b = appendString(b, tagMode, e.Mode)
 	b = appendString(b, tagClient, e.Client)
 	b = appendString(b, tagUser, e.User)
@@ -133,6 +135,13 @@ func (c encoder) appendOrigin(b []byte, e *timeline.Event) []byte {
 		b = c.appendAddress(b, tagFrom, e.From)
 	}
 	return b
+}
+
+func appendTrace(b []byte, id trace.ID) []byte {
+	if id == (trace.ID{}) {
+		return b
+	}
+	return append(append(b, tagTrace, byte(len(id))), id[:]...)
 }
 
 func appendOutcome(b []byte, o *mail.Outcome) []byte {

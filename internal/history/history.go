@@ -14,6 +14,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
 )
 
@@ -59,6 +60,7 @@ type History struct {
 	db      *database // owned by Run, but for reads
 	pending map[mail.ID]*pendingMessage
 	spare   []*pendingMessage // for reuse
+	checks  map[trace.ID][]byte
 	current batch
 }
 
@@ -92,7 +94,7 @@ func Open(conf Config) (*History, error) {
 		return nil, err
 	}
 	h := &History{conf: conf, key: key, db: db, wake: make(chan struct{}, 1), syncs: make(chan chan struct{}), done: make(chan struct{}),
-		pending: map[mail.ID]*pendingMessage{}}
+		pending: map[mail.ID]*pendingMessage{}, checks: map[trace.ID][]byte{}}
 	h.m = &metrics{
 		dropped:  conf.Metrics.Counter("chasquid_history_events_dropped_total", "Timeline events not kept because the history could not keep up, or one message had too many."),
 		failures: conf.Metrics.Counter("chasquid_history_errors_total", "Failed operations of the history database. Mail is not affected."),
@@ -171,24 +173,28 @@ func (h *History) take(spare []byte) []byte {
 	now := time.Now()
 	for b := events; len(b) > 0; {
 		var id mail.ID
+		var tr trace.ID
 		kind, _, rest, ok := walk(b, func(f field) {
-			if f.tag == tagID {
+			switch f.tag {
+			case tagID:
 				id = mail.ID(f.value)
+			case tagTrace:
+				copy(tr[:], f.value)
 			}
 		})
 		if !ok {
 			log.Errorf("history: internal error: undecodable event")
 			break
 		}
-		h.event(id, kind, b[:len(b)-len(rest)], now)
+		h.event(id, tr, kind, b[:len(b)-len(rest)], now)
 		b = rest
 	}
 	return events
 }
 
-func (h *History) event(id mail.ID, kind timeline.Kind, b []byte, now time.Time) {
+func (h *History) event(id mail.ID, tr trace.ID, kind timeline.Kind, b []byte, now time.Time) {
 	if id == "" {
-		h.add(b)
+		h.anonymous(tr, kind, b)
 		return
 	}
 	p := h.pending[id]
@@ -200,6 +206,9 @@ func (h *History) event(id mail.ID, kind timeline.Kind, b []byte, now time.Time)
 			}
 		}
 		h.pending[id] = p
+	}
+	if kind == timeline.Queued || kind == timeline.Refused {
+		p.events = append(p.events, h.checksOf(tr)...)
 	}
 	if len(p.events)+len(b) > maxEvents && kind != timeline.Final {
 		h.m.dropped.Inc()
@@ -217,6 +226,28 @@ func (h *History) event(id mail.ID, kind timeline.Kind, b []byte, now time.Time)
 			h.spare = append(h.spare, p)
 		}
 	}
+}
+
+// anonymous takes an event of a message that has no id yet. What checks say of it waits for the message; other events stand for
+// themselves.
+func (h *History) anonymous(tr trace.ID, kind timeline.Kind, b []byte) {
+	if kind != timeline.Check {
+		h.add(append(h.checksOf(tr), b...))
+		return
+	}
+	if len(h.checks) >= maxPending { // of clients that never went on; nobody will ask for them
+		clear(h.checks)
+	}
+	if len(h.checks[tr])+len(b) <= spareEvents {
+		h.checks[tr] = append(h.checks[tr], b...)
+	}
+}
+
+// checksOf returns what checks said of the message of the trace before it had an id.
+func (h *History) checksOf(tr trace.ID) []byte {
+	b := h.checks[tr]
+	delete(h.checks, tr)
+	return b
 }
 
 // newPending returns an empty pendingMessage, a used one if there is one.

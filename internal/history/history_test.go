@@ -156,6 +156,21 @@ func TestUnderWay(t *testing.T) {
 	}
 }
 
+// TestChecksBeforeID checks that what was found out about a message before it had an id is part of it, and no message of its own.
+func TestChecksBeforeID(t *testing.T) {
+	h, _ := start(t, Config{Path: filepath.Join(t.TempDir(), "h.db")})
+	h.Observe(&timeline.Event{Kind: timeline.Check, Trace: testTrace, Text: "spf: spf=pass"})
+	h.Observe(&timeline.Event{Kind: timeline.Check, Trace: trace.ID{9}, Text: "of a client that went away"})
+	deliver(h, "MSGID001", "a@x.test", "b@y.test", true)
+	found, _, err := h.Search(t.Context(), Query{})
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%d messages, %v", len(found), err)
+	}
+	if texts := fmt.Sprint(found[0].Events); !strings.Contains(texts, "spf: spf=pass") {
+		t.Errorf("the verdict is not part of the message: %s", texts)
+	}
+}
+
 // TestPrivacy checks that hashed addresses are in no file, and still found.
 func TestPrivacy(t *testing.T) {
 	dir := t.TempDir()
