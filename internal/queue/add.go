@@ -18,11 +18,11 @@ type live struct {
 	err   error     // of loading
 	entry Entry     // Status is guarded by Queue.mu, the rest does not change once loaded
 
-	mu sync.Mutex // held while the message is concluded; taken before Queue.mu
-
 	// Guarded by Queue.mu.
-	jobs    int   // attempts and what follows them; at zero the envelope may leave memory
-	pins    int   // others that look at it
+	jobs    int   // attempts and what follows them, operations, chores; at zero the envelope may leave memory
+	busy    bool  // being concluded
+	handed  int   // jobs for whoever concludes it
+	wishes  wish  // and what they want
 	dirty   []int // recipients whose status the store does not have
 	resumed bool  // it was loaded rather than received by this process
 

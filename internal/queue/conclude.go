@@ -121,6 +121,14 @@ func (q *Queue) record(f func()) {
 	}()
 }
 
+// wish is what a conclusion is to do besides writing down what is new.
+type wish uint8
+
+const (
+	tell  wish = 1 << iota // tell the sender of recipients that are done with, though others are left
+	delay                  // tell the sender that it takes longer
+)
+
 // conclude ends a job of a message: it makes durable what is new, tells the sender what is to be told, and removes the message if nothing is
 // left to do.
 //
@@ -128,43 +136,94 @@ func (q *Queue) record(f func()) {
 // again. Notices are durable before the message goes. A message that everybody got, and of which nobody is told, needs no outcomes written:
 // its removal says it all. Whatever cannot be written is tried again by tend, and the message stays (beyond X-1).
 //
-// While recipients are left, the sender is told of the others only if tell says so.
-func (q *Queue) conclude(ctx context.Context, m uint32, l *live, tell bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// One goroutine at a time concludes a message. Others hand their jobs to it and go.
+func (q *Queue) conclude(ctx context.Context, m uint32, l *live, w wish) {
 	q.mu.Lock()
-	q.obey(m, l)
-	final := l.jobs == 1 && !q.index.pending(m)
+	l.handed++
+	l.wishes |= w
+	if l.busy {
+		q.mu.Unlock()
+		return
+	}
+	l.busy = true
+	c := conclusion{q: q, ctx: ctx, m: m, l: l}
+	for l.handed > 0 {
+		c.pass()
+	}
+	event := c.end()
+	q.mu.Unlock()
+	if event.Kind != 0 {
+		q.observe(&event)
+	}
+	for _, n := range c.notices {
+		q.accept(ctx, n)
+	}
+}
+
+// conclusion is the work of one goroutine on one message.
+type conclusion struct {
+	q       *Queue
+	ctx     context.Context
+	m       uint32
+	l       *live
+	jobs    int     // that were handed to it
+	final   bool    // nothing is left to attempt
+	ok      bool    // everything was written
+	notices []*live // durable, to be scheduled once their message knows of them
+}
+
+// pass does what is to be done now. q.mu is held, but not while something is written.
+func (c *conclusion) pass() {
+	q, m, l := c.q, c.m, c.l
+	c.jobs += l.handed
+	w := l.wishes
+	l.handed, l.wishes = 0, 0
+	q.obey(m, l, c.jobs)
+	c.final = l.jobs == c.jobs && !q.index.pending(m)
 	var notes []note
-	if final || tell {
+	if c.final || w&tell != 0 {
 		notes = q.notes(m, l)
 	}
+	late := note{}
+	if w&delay != 0 && !c.final {
+		if late = q.delayed(m, l, time.Now()); len(late.rcpts) > 0 {
+			notes = append(notes, late)
+		}
+	}
 	q.mu.Unlock()
+	c.ok = c.write(notes)
+	q.mu.Lock()
+	if w&delay != 0 && c.ok && !wantsDelay(&l.entry) {
+		q.index.at(m).flags |= delayDone
+	}
+}
 
-	var notices []*live
-	ok := true
-	if !final || len(notes) > 0 {
-		ok = q.save(l) == nil
+// write writes what a pass found to be written, and reports whether all of it was. A panic is a failure: the message stays.
+func (c *conclusion) write(notes []note) (ok bool) {
+	q, l := c.q, c.l
+	defer func() {
+		if p := recover(); p != nil {
+			q.panicked("the conclusion of "+string(l.entry.ID), p)
+			ok = false
+		}
+	}()
+	if (!c.final || len(notes) > 0) && q.save(l) != nil {
+		return false
 	}
-	for i := 0; ok && i < len(notes); i++ {
-		notice, err := q.notice(ctx, l, notes[i])
-		if ok = err == nil; ok {
-			notices = append(notices, notice)
-			q.notified(m, l, notes[i])
+	for _, n := range notes {
+		notice, err := q.notice(c.ctx, l, n)
+		if err != nil {
+			return false
+		}
+		q.notified(c.m, l, n)
+		if notice != nil {
+			c.notices = append(c.notices, notice)
 		}
 	}
-	switch {
-	case ok && final:
-		ok = q.erase(l) == nil
-	case len(notices) > 0:
-		q.save(l)
+	if c.final {
+		return q.erase(l) == nil
 	}
-	q.end(m, l, final, ok)
-	for _, n := range notices {
-		if n != nil {
-			q.accept(ctx, n)
-		}
-	}
+	return q.save(l) == nil
 }
 
 // complain logs what goes wrong with the store. When a disk fails, it does for many messages, every minute: some of them will do.
@@ -192,30 +251,26 @@ func (q *Queue) erase(l *live) error {
 	return nil
 }
 
-// end gives up a job of the message, and the message if it is final and all is written.
-func (q *Queue) end(m uint32, l *live, final, ok bool) {
-	e := &l.entry
-	q.mu.Lock()
+// end gives up the jobs, and the message if it is final and all is written, and returns the event to be told. q.mu is held.
+func (c *conclusion) end() timeline.Event {
+	q, m, l, e := c.q, c.m, c.l, &c.l.entry
 	event := timeline.Event{ID: e.ID, Trace: e.Env.Trace, From: e.Env.From, MessageID: e.Env.MessageID, Size: e.Size}
-	switch {
-	case final && ok:
+	l.busy = false
+	if c.final && c.ok && l.jobs == c.jobs {
 		event.Kind, event.Took = timeline.Final, time.Since(e.Env.Arrived)
 		q.m.removed(q.fate(m, e))
 		q.forget(m)
-		l.jobs--
-	default:
-		if final || !ok {
-			q.index.at(m).flags |= closing
-		}
-		q.release(m, l)
-		if l.jobs == 0 && !final && q.index.at(m).state == waiting {
-			event.Kind, event.Wait = timeline.LoopEnd, q.untilNext(m)
-		}
+		return event
 	}
-	q.mu.Unlock()
-	if event.Kind != 0 {
-		q.observe(&event)
+	if c.final { // also if somebody took it meanwhile, who will then end it
+		q.index.at(m).flags |= closing
 	}
+	l.jobs -= c.jobs - 1
+	q.release(m, l)
+	if l.jobs == 0 && !c.final && q.index.at(m).state == waiting {
+		event.Kind, event.Wait = timeline.LoopEnd, q.untilNext(m)
+	}
+	return event
 }
 
 // fate is why a message leaves, as the metric has it.
@@ -262,7 +317,8 @@ func (q *Queue) forget(m uint32) {
 	q.items.Add(-1)
 }
 
-// save makes the statuses durable that are not yet. They are read when they are written, so the newest always wins. l.mu is held.
+// save makes the statuses durable that are not yet. They are read when they are written, and one goroutine at a time does that, so the
+// newest always wins.
 func (q *Queue) save(l *live) error {
 	q.mu.Lock()
 	dirty := l.dirty
@@ -292,10 +348,10 @@ func (q *Queue) save(l *live) error {
 	return err
 }
 
-// obey does what an operator wanted while attempts were running. q.mu is held.
-func (q *Queue) obey(m uint32, l *live) {
+// obey does what an operator wanted, once no jobs but these are left. q.mu is held.
+func (q *Queue) obey(m uint32, l *live, jobs int) {
 	f := q.index.at(m).flags
-	if f&(dropped|returned) == 0 || l.jobs > 1 {
+	if f&(dropped|returned) == 0 || l.jobs > jobs {
 		return
 	}
 	now := time.Now()

@@ -85,7 +85,7 @@ func (q *Queue) doubleBounce(e *Entry, r *mail.Recipient) bool {
 	return true
 }
 
-// notified marks the recipients of a note as told. l.mu is held.
+// notified marks the recipients of a note as told.
 func (q *Queue) notified(m uint32, l *live, n note) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -107,7 +107,7 @@ func noticeID(e *Entry, n note) mail.ID {
 	return mail.DeriveID(e.Env.Arrived, h.Sum(nil))
 }
 
-// notice makes a notice durable and returns it, to be scheduled once its message knows of it; nil if it existed already. l.mu is held.
+// notice makes a notice durable and returns it, to be scheduled once its message knows of it; nil if it existed already.
 func (q *Queue) notice(ctx context.Context, l *live, n note) (*live, error) {
 	id := noticeID(&l.entry, n)
 	notice, err := q.writeNotice(ctx, l, n, id)

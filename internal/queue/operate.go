@@ -95,7 +95,7 @@ func (q *Queue) operate(ctx context.Context, op Op, t target, who string) (ok bo
 	defer span.Finish()
 	q.observe(&timeline.Event{Kind: timeline.Operator, ID: e.ID, Trace: e.Env.Trace, From: e.Env.From, MessageID: e.Env.MessageID,
 		User: who, Text: op.String() + " by " + who})
-	now := time.Now()
+	now, w := time.Now(), wish(0)
 	q.mu.Lock()
 	switch op {
 	case Hold, Release:
@@ -104,11 +104,12 @@ func (q *Queue) operate(ctx context.Context, op Op, t target, who string) (ok bo
 		q.retry(t.m, now)
 	case Bounce:
 		q.freeze(t.m, returned)
+		w = tell
 	case Drop:
 		q.freeze(t.m, dropped)
 	}
 	q.mu.Unlock()
-	q.conclude(ctx, t.m, l, op == Bounce)
+	q.conclude(ctx, t.m, l, w)
 	q.poke()
 	return true, nil
 }

@@ -254,7 +254,8 @@ func TestRetry(t *testing.T) {
 		if n, err := w.Operate(ctx, Retry, Filter{Destination: "dead.test"}, "root"); n == 0 || err != nil { // the first open the way for the rest
 			t.Errorf("retried %d, %v", n, err)
 		}
-		time.Sleep(time.Second)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
 		w.mustBeEmpty()
 		w.stop()
 	})

@@ -122,14 +122,16 @@ func (q *Queue) doChore(ctx context.Context, m uint32, l *live, c chore, now tim
 	}
 	ctx, span := trace.StartMessage(context.WithoutCancel(ctx), trace.QueueItem, string(l.entry.ID), l.entry.Env.Trace)
 	defer span.Finish()
+	w := wish(0)
 	switch c {
 	case expireIt:
 		q.expireWaiting(m, l, now)
 	case delayIt:
-		q.delay(ctx, m, l, now)
-		return
+		w = delay
+	case tellIt:
+		w = tell
 	}
-	q.conclude(ctx, m, l, c == tellIt)
+	q.conclude(ctx, m, l, w)
 }
 
 // expireWaiting gives up the recipients whose time is up and that are not being attempted.
@@ -168,37 +170,20 @@ func (q *Queue) explain(st *RcptStatus, k sched.Key) {
 	}
 }
 
-// delay tells the sender once that a message takes longer (RFC 5321 section 4.5.4.1, RFC 3461 section 5.2.6). It ends a job of the message.
-func (q *Queue) delay(ctx context.Context, m uint32, l *live, now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// delayed returns the notice that a message takes longer, which a sender gets once (RFC 5321 section 4.5.4.1, RFC 3461 section 5.2.6).
+// q.mu is held.
+func (q *Queue) delayed(m uint32, l *live, now time.Time) note {
 	e := &l.entry
 	n := note{kind: dsn.Delay, to: e.Env.From}
-	q.mu.Lock()
 	q.index.each(m, func(i int, r *ref) {
 		st := &e.Status[i]
 		if r.status == Pending && !r.held && st.Notified&NotifiedDelay == 0 && dsn.Wanted(dsn.Delay, &e.Env, &e.Env.Rcpts[i]) &&
 			!e.Env.Rcpts[i].NotBefore.After(now) {
 			n.rcpts = append(n.rcpts, i)
-			q.explain(st, r.unit)
+			if r.unit != 0 {
+				q.explain(st, r.unit)
+			}
 		}
 	})
-	q.mu.Unlock()
-	var notice *live
-	var err error
-	if len(n.rcpts) > 0 {
-		if notice, err = q.notice(ctx, l, n); err == nil {
-			q.notified(m, l, n)
-			q.save(l)
-		}
-	}
-	q.mu.Lock()
-	if err == nil && q.live[m] == l && !wantsDelay(e) {
-		q.index.at(m).flags |= delayDone
-	}
-	q.release(m, l)
-	q.mu.Unlock()
-	if notice != nil {
-		q.accept(ctx, notice)
-	}
+	return n
 }

@@ -105,7 +105,7 @@ func (q *Queue) attempt(k sched.Key) {
 	a.deliver()
 	a.report(span)
 	a.apply()
-	q.record(func() { q.conclude(ctx, m, l, false); span.Finish() })
+	q.record(func() { q.conclude(ctx, m, l, 0); span.Finish() })
 }
 
 // take counts one job more for a message and keeps its envelope in memory until that is over. q.mu is held.
@@ -133,7 +133,7 @@ func (q *Queue) release(m uint32, l *live) {
 	} else {
 		q.index.setState(m, waiting)
 	}
-	if l.pins == 0 && len(l.dirty) == 0 {
+	if len(l.dirty) == 0 {
 		delete(q.live, m)
 	}
 }

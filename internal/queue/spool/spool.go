@@ -37,6 +37,7 @@ type Config struct {
 	Metrics     *expvarom.Registry
 
 	manual     bool          // tests: no janitor, they call care
+	tiny       bool          // tests: segments may be too small for a block of a message
 	eager      bool          // tests: compact everything that is not wholly needed
 	spaceCheck time.Duration // how long a look at the free space is good for; negative in tests: not at all
 }
@@ -61,7 +62,9 @@ func (c *Config) setDefaults() {
 	if c.SegmentSize == 0 {
 		c.SegmentSize = defaultSegmentSize
 	}
-	c.SegmentSize = max(c.SegmentSize, minSegmentSize) &^ (segmentPage - 1)
+	if !c.tiny {
+		c.SegmentSize = max(c.SegmentSize, minSegmentSize) &^ (segmentPage - 1)
+	}
 	if c.LargeBody == 0 {
 		c.LargeBody = defaultLargeBody
 	}

@@ -31,3 +31,18 @@ func TestStore(t *testing.T) {
 		UpdateGolden: *update,
 	})
 }
+
+// TestTinySegments runs random histories on segments of a few messages each, so that there is always one to be sealed, emptied,
+// removed or used again.
+func TestTinySegments(t *testing.T) {
+	storetest.Histories(t, storetest.Subject{
+		Open: func(fsys vfs.FS) (queue.Store, error) {
+			c := testConfig(fsys)
+			c.SegmentSize, c.tiny, c.eager = 24<<10, true, true
+			return Open(c)
+		},
+		Durable: true,
+		Care:    func(s queue.Store) { s.(*Store).care() },
+		Sizes:   []int{0, 10, 1000, 3000, 6000},
+	})
+}

@@ -302,9 +302,10 @@ func (s *Store) makeFile(g *segment) error {
 	}
 	g.f = f
 	// On a nearly full disk a small segment is better than none.
-	for g.size = s.cfg.SegmentSize; ; g.size = max(g.size/4, minSegmentSize) {
+	least := min(minSegmentSize, s.cfg.SegmentSize)
+	for g.size = s.cfg.SegmentSize; ; g.size = max(g.size/4, least) {
 		err = f.Allocate(g.size)
-		if err == nil || !noSpace(err) || g.size <= minSegmentSize {
+		if err == nil || !noSpace(err) || g.size <= least {
 			break
 		}
 	}

@@ -41,6 +41,9 @@ type Subject struct {
 	// Thorough tries every operation of the longer histories, not a sample. It takes a minute or two.
 	Thorough bool
 
+	// Sizes are the body sizes of random histories; nil: from nothing to Large.
+	Sizes []int
+
 	// Golden is a file with the operations that commits and updates are expected to perform; empty: not tested. UpdateGolden
 	// rewrites it.
 	Golden       string
