@@ -16,11 +16,13 @@ import (
 
 // How much the index shows of each.
 const (
-	shownProblems     = 12
+	shownProblems     = 7
 	shownRecent       = 10
-	shownListeners    = 12
-	shownCertificates = 12
-	indexText         = 110 // bytes of a text
+	shownListeners    = 6
+	shownCertificates = 6
+	indexName         = 32  // bytes of an address
+	indexText         = 64  // bytes of a text
+	indexProblem      = 260 // bytes of a problem
 )
 
 // indexData is the content of the index.
@@ -174,7 +176,7 @@ func (d *indexData) ListenerTable() *table {
 func (d *indexData) CertificateTable() *table {
 	t := &table{Columns: columns("certificate", "#days left"), Empty: "none: nobody can use TLS", Wide: true}
 	for _, c := range d.Certificates[:min(len(d.Certificates), shownCertificates)] {
-		t.Rows = append(t.Rows, []cell{{Text: c.Name, Href: "/debug/certs", Small: cut(strings.Join(c.Names, ", "), indexText)}, daysCell(c.NotAfter)})
+		t.Rows = append(t.Rows, []cell{{Text: c.Name, Href: "/debug/certs", Small: cut(strings.Join(c.Names, ", "), indexName)}, daysCell(c.NotAfter)})
 	}
 	return t
 }
@@ -195,21 +197,21 @@ func daysCell(t time.Time) cell {
 }
 
 func (d *indexData) RejectionTable() *table {
-	t := &table{Columns: columns("when", "client", "from", "to", "reason"), Empty: "none yet"}
+	t := &table{Columns: columns("when", "client", "from", "to", "reason"), Empty: "none yet", Wide: true, Style: "flow"}
 	for _, r := range d.Rejections {
 		c := txt(ago(r.At))
 		if r.Trace != [16]byte{} {
 			c.Href = "/debug/traces/" + r.Trace.String()
 		}
-		t.Rows = append(t.Rows, []cell{c, txt(cut(r.Client, 50)), txt(cut(r.From, indexText/2)), txt(cut(r.To, indexText/2)), txt(cut(r.Reason, indexText))})
+		t.Rows = append(t.Rows, []cell{c, txt(cut(r.Client, 46)), txt(cut(r.From, indexName)), txt(cut(r.To, indexName)), txt(cut(r.Reason, indexText))})
 	}
 	return t
 }
 
 func (d *indexData) BounceTable() *table {
-	t := &table{Columns: columns("when", "to", "reason", "last words"), Empty: "none yet"}
+	t := &table{Columns: columns("when", "to", "reason", "last words"), Empty: "none yet", Wide: true, Style: "flow"}
 	for _, f := range d.Bounces {
-		t.Rows = append(t.Rows, []cell{anchor(ago(f.At), "/debug/messages/"+string(f.ID)), txt(cut(f.To, indexText/2)), txt(f.Reason), txt(cut(f.Text, indexText))})
+		t.Rows = append(t.Rows, []cell{anchor(ago(f.At), "/debug/messages/"+string(f.ID)), txt(cut(f.To, indexName)), txt(f.Reason), txt(cut(f.Text, indexText))})
 	}
 	return t
 }

@@ -233,6 +233,7 @@ func ageTable(ages map[string]float64) *table {
 
 func groupBlock(by string, groups []queue.Group, d *queueData) block {
 	t := &table{Columns: columns(by, "#messages", "#recipients", "#size", "oldest"), Empty: "none", Wide: true}
+	t.Columns[2].Class, t.Columns[3].Class = "n o", "n o" // left out where it is narrow
 	top := 1
 	for _, g := range groups {
 		top = max(top, g.Messages)

@@ -4,9 +4,11 @@ package monitoring
 import (
 	"context"
 	"errors"
+	stdlog "log"
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,6 +112,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          stdlog.New(serverLog{}, "", 0),
 		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -125,6 +128,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			srv.Close()
 		}
 	})
+	defer l.Close()
 	var err error
 	if l = netutil.LimitListener(l, maxConnections); s.conf.WebConfig != "" {
 		err = serveWeb(l, srv, s.conf.WebConfig)
@@ -141,6 +145,18 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return nil
 	}
 	return err
+}
+
+// serverLog takes what net/http complains of. Strangers cause most of it: that is no news.
+type serverLog struct{}
+
+func (serverLog) Write(b []byte) (int, error) {
+	if text := strings.TrimSpace(string(b)); strings.HasPrefix(text, "http: Accept error") {
+		log.Errorf("monitoring: %q", text)
+	} else {
+		log.Debugf("monitoring: %q", text)
+	}
+	return len(b), nil
 }
 
 // switchOff ends what was switched on for a while.

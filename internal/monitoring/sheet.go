@@ -59,12 +59,12 @@ type table struct {
 	Rows    [][]cell
 	Empty   string // said instead of no rows
 	Wide    bool   // stays a table on a narrow screen
-	Style   string // "even": columns of one width; "tight": many short lines after a narrow column
+	Style   string // "even": columns of one width; "tight": many short lines after a narrow column; "flow": lines of text where it is narrow
 }
 
 // Class is the table's class in HTML.
 func (t *table) Class() string {
-	if t.Wide {
+	if t.Wide && t.Style != "flow" {
 		return strings.TrimSpace("keep " + t.Style)
 	}
 	return t.Style

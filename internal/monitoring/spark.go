@@ -13,9 +13,10 @@ import (
 )
 
 // sparkPoints is how many points a small graph has.
-const sparkPoints = 60
+const sparkPoints = 40
 
-// spark draws values as a line with the area below it, as wide as it is given room. Gaps stay empty.
+// spark draws values as a line over the area below it, as wide as it is given room. Gaps stay empty. One path does both, so that the page
+// stays small: each piece begins and ends below its ends, just out of sight at the sides.
 func spark(vals []float32, slots int) template.HTML {
 	pts := squeeze(vals, slots)
 	top := float32(0)
@@ -28,38 +29,34 @@ func spark(vals []float32, slots int) template.HTML {
 		top = 1
 	}
 	top *= 1.1
-	var line, area strings.Builder
-	first, last := -1, 0
+	var d strings.Builder
+	open, y := false, 0
 	for i, v := range pts {
 		if v != v {
-			first = flushArea(&area, first, last)
+			if open {
+				d.WriteString("V33")
+			}
+			open = false
 			continue
 		}
-		if first < 0 {
-			first = i
-			fmt.Fprintf(&area, "M%d,30", i)
-			fmt.Fprintf(&line, "M%d,%s", i, coord(v, top))
-		} else {
-			fmt.Fprintf(&line, "L%d,%s", i, coord(v, top))
+		next := 30 - int(v/top*29+0.5)
+		switch {
+		case !open && i == 0:
+			fmt.Fprintf(&d, "M-2 33V%dh2", next)
+		case !open:
+			fmt.Fprintf(&d, "M%d 33V%d", i, next)
+		case next == y:
+			d.WriteString("h1")
+		default:
+			fmt.Fprintf(&d, "l1 %d", next-y)
 		}
-		fmt.Fprintf(&area, "L%d,%s", i, coord(v, top))
-		last = i
+		open, y = true, next
 	}
-	flushArea(&area, first, last)
-	if line.Len() == 0 {
-		return `<svg viewBox="0 0 59 30"></svg>`
+	if open {
+		d.WriteString("h2V33")
 	}
-	return template.HTML(`<svg viewBox="0 -1 ` + strconv.Itoa(sparkPoints-1) + ` 32" preserveAspectRatio="none"><path class="area" d="` + area.String() + `"/><path class="spark" d="` + line.String() + `"/></svg>`)
+	return template.HTML(`<svg viewBox="0 0 ` + strconv.Itoa(sparkPoints-1) + ` 32" preserveAspectRatio="none"><path d="` + d.String() + `"/></svg>`)
 }
-
-func flushArea(area *strings.Builder, first, last int) int {
-	if first >= 0 {
-		fmt.Fprintf(area, "L%d,30Z", last)
-	}
-	return -1
-}
-
-func coord(v, top float32) string { return strconv.FormatFloat(30-float64(v/top)*29, 'f', 0, 32) }
 
 // squeeze makes sparkPoints values of what fills slots when it is complete, the latest on the right: the largest of each group stands for it.
 func squeeze(vals []float32, slots int) []float32 {

@@ -23,14 +23,22 @@ import (
 //go:embed templates/*
 var templateFiles embed.FS
 
-// style is the style sheet, in every page, and stylePolicy its hash: nothing else can style a page, and nothing at all can run in it.
-var (
-	style       = mustRead("templates/style.css")
-	stylePolicy = func() string {
-		sum := sha256.Sum256([]byte(style))
-		return strings.Replace(contentPolicy, "'unsafe-inline'", "'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'", 1)
-	}()
-)
+// styles are the style sheets: one for all pages, and what the index and the others need besides. Each page has its own within, and allows
+// by its hash nothing but that.
+var styles = map[string]string{
+	"index": mustRead("templates/style.css") + "\n" + mustRead("templates/index.css"),
+	"sheet": mustRead("templates/style.css") + "\n" + mustRead("templates/sheet.css"),
+}
+
+// stylePolicies are the content policies of pages made here, by style.
+var stylePolicies = func() map[string]string {
+	policies := map[string]string{}
+	for name, css := range styles {
+		sum := sha256.Sum256([]byte(css))
+		policies[name] = strings.Replace(contentPolicy, "'unsafe-inline'", "'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'", 1)
+	}
+	return policies
+}()
 
 func mustRead(name string) string {
 	b, err := templateFiles.ReadFile(name)
@@ -44,9 +52,10 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"ago":   ago,
 	"p":     printable,
 	"lines": multiline,
+	"cut":   func(s string) string { return cut(s, indexProblem) },
 	"dots":  dots,
 	"utc":   utc,
-	"style": func() template.CSS { return template.CSS(style) },
+	"style": func(name string) template.CSS { return template.CSS(styles[name]) },
 	"bar":   func(f float64) string { return strconv.Itoa(int(min(max(f, 0), 1)*100 + 0.5)) },
 	"nav":   func() []link { return navigation },
 }).ParseFS(templateFiles, "templates/*.html"))
@@ -245,6 +254,7 @@ func sendError(w http.ResponseWriter, err error) {
 // page is what every template gets.
 type page struct {
 	Title    string
+	Style    string
 	Build    Build
 	Hostname string
 	Started  time.Time
@@ -258,12 +268,12 @@ func (p page) Uptime() string { return span(p.Now.Sub(p.Started)) }
 // render sends a page made with a template.
 func (s *Server) render(w http.ResponseWriter, name, title string, data any) {
 	b := &limitedBuffer{left: maxAnswer}
-	p := page{Title: title, Build: s.conf.Build, Hostname: s.conf.Hostname, Started: s.conf.Started, Now: time.Now(), Data: data}
+	p := page{Title: title, Style: name, Build: s.conf.Build, Hostname: s.conf.Hostname, Started: s.conf.Started, Now: time.Now(), Data: data}
 	if err := templates.ExecuteTemplate(b, name+".html", p); err != nil {
 		sendError(w, fmt.Errorf("rendering %s: %w", name, err))
 		return
 	}
-	w.Header().Set("Content-Security-Policy", stylePolicy)
+	w.Header().Set("Content-Security-Policy", stylePolicies[name])
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Write(b.Bytes())
 }
