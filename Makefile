@@ -67,6 +67,8 @@ deb: chasquid
 docs:
 	$(GO) generate ./internal/config
 	$(GO) test -run TestImports -update .
+	$(GO) test ./internal/cli -run TestMan -update
+	$(GO) test ./test/docs -update
 
 # The fuzz targets of all packages, one after the other.
 fuzz:

@@ -18,6 +18,9 @@ import (
 // tlsForClients gives the SMTP server the certificates of the present domains.
 func (s *server) tlsForClients(cfg *smtpsrv.Config) {
 	c := s.domains.TLSConfig(nil)
+	if s.certs != nil {
+		c = s.domains.TLSConfig(s.certs.get)
+	}
 	cfg.TLS = func(*tls.ClientHelloInfo) (*tls.Config, error) { return c, nil }
 }
 

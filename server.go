@@ -37,6 +37,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/timeline"
 	"blitiri.com.ar/go/chasquid/internal/tlsrpt"
 	"blitiri.com.ar/go/chasquid/internal/trace"
+	"blitiri.com.ar/go/chasquid/internal/trace/otlp"
 	"blitiri.com.ar/go/log"
 )
 
@@ -47,8 +48,9 @@ type server struct {
 	conf    *config.Config
 	started time.Time
 
-	reg *expvarom.Registry
-	rec *trace.Recorder
+	reg  *expvarom.Registry
+	rec  *trace.Recorder
+	push *otlp.Exporter // nil: traces are not pushed
 
 	log      *monitoring.Log
 	recent   *monitoring.Recent
@@ -63,6 +65,7 @@ type server struct {
 	reload    *reload.Runner
 	dovecot   *dovecot.Client // nil: not used
 	signer    *dkim.Signer
+	certs     *certificates // nil: only those of certs/
 	levels    *domaininfo.DB
 	sts       *sts.Cache
 	dane      *dane.Source
@@ -89,18 +92,35 @@ func newServer(ctx context.Context, f *flags, conf *config.Config, b build) (*se
 	s.reg = expvarom.New()
 	s.log = monitoring.NewLog(log.Default, s.reg)
 	log.Default = s.log.Logger()
-	s.rec = trace.New(trace.Config{Metrics: s.reg, Log: true, Mirror: true, Labels: true, Generation: s.started.UnixNano()})
+	if err := s.makeTracer(); err != nil {
+		return nil, err
+	}
 
 	s.describeBuild()
 	ctx = trace.WithRecorder(ctx, s.rec)
 	for _, step := range []func(context.Context) error{
-		s.openMailLog, s.loadDomains, s.loadUsers, s.makeSigner, s.openData, s.makeSending, s.makeReceiving, s.openControl,
+		s.openMailLog, s.loadDomains, s.loadUsers, s.makeSigner, s.makeCertificates, s.openData, s.makeSending, s.makeReceiving, s.openControl,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
+}
+
+// makeTracer makes the recorder of traces, and what pushes them to a collector if there is one.
+func (s *server) makeTracer() error {
+	tc := trace.Config{Metrics: s.reg, Log: true, Mirror: true, Labels: true, Generation: s.started.UnixNano()}
+	if url := s.conf.GetOtlpEndpoint(); url != "" {
+		var err error
+		s.push, err = otlp.New(otlp.Config{Endpoint: url, Metrics: s.reg, Resource: otlp.Resource{Service: "chasquid", Version: s.build.version, Instance: s.conf.GetHostname()}})
+		if err != nil {
+			return fmt.Errorf("otlp_endpoint: %w", err)
+		}
+		tc.Export = s.push.Export
+	}
+	s.rec = trace.New(tc)
+	return nil
 }
 
 func (s *server) openMailLog(context.Context) error {
@@ -174,6 +194,9 @@ func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
 	var explaining, delivering, receiving sync.WaitGroup
 	defer s.maillog.Close()
 
+	if s.push != nil {
+		explaining.Go(func() { s.push.Run(explain) })
+	}
 	if s.history != nil {
 		explaining.Go(func() { s.history.Run(explain) })
 	}
@@ -187,6 +210,9 @@ func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
 	})
 	s.background(deliver, &delivering)
 	err := s.listen(base, &receiving)
+	if err == nil && s.certs != nil {
+		err = s.certs.run(deliver, &delivering)
+	}
 	if err == nil {
 		s.signals(ctx)
 		s.supervisor.Ready("serving")
