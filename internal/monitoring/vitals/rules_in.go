@@ -28,7 +28,7 @@ func acceptErrors(s *Sampler, _ *Evidence) []Problem {
 // acceptSlow: clients wait for their 250.
 func acceptSlow(s *Sampler, _ *Evidence) []Problem {
 	vals := s.recent("in_p99", 6)
-	if len(vals) == 0 || mean(vals) <= 10 {
+	if len(vals) == 0 || !(mean(vals) > 10) {
 		return nil
 	}
 	return one("ChasquidAcceptSlowBudgetBurn", Page, "/debug/traces?b=5&family="+trace.SMTPTransaction.String(), trace.ID{},

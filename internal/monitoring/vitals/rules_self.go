@@ -138,7 +138,7 @@ func leak(s *Sampler, _ *Evidence) []Problem {
 		return nil
 	}
 	first, last := float64(day[len(day)-six]), float64(day[len(day)-1])
-	if last <= 5000 || last-first <= 600 {
+	if !(last > 5000 && last-first > 600) {
 		return nil
 	}
 	return one("ChasquidGoroutineLeak", Ticket, "/debug/goroutines", trace.ID{}, "Goroutines grew from %.0f to %.0f in the last 6 hours.", first, last)

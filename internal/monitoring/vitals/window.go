@@ -13,7 +13,10 @@ const (
 	maxWindow = 250 // metrics of one family
 )
 
-type window struct{ cells map[string]*tally }
+type window struct {
+	cells   map[string]*tally
+	sampled bool
+}
 
 type tally struct {
 	labels []*dto.LabelPair
@@ -22,7 +25,7 @@ type tally struct {
 	minute int64
 }
 
-func newWindow() *window { return &window{map[string]*tally{}} }
+func newWindow() *window { return &window{cells: map[string]*tally{}} }
 
 func (w *window) sample(f *dto.MetricFamily, mono time.Duration) {
 	minute := int64(mono / time.Minute)
@@ -37,9 +40,11 @@ func (w *window) sample(f *dto.MetricFamily, mono time.Duration) {
 			if len(w.cells) >= maxWindow {
 				continue
 			}
-			t = &tally{labels: m.GetLabel(), minute: minute, last: value(m)}
+			t = &tally{labels: m.GetLabel(), minute: minute}
 			w.cells[key.String()] = t
-			continue
+			if !w.sampled {
+				t.last = value(m) // what was before is not known; what appears later began at zero
+			}
 		}
 		t.forward(minute)
 		v := value(m)
@@ -48,6 +53,7 @@ func (w *window) sample(f *dto.MetricFamily, mono time.Duration) {
 		}
 		t.last = v
 	}
+	w.sampled = true
 }
 
 // forward empties the minutes that have passed since the last sample.
