@@ -110,7 +110,6 @@ type commitQueue struct {
 	free   [][]*op       // batch slices for reuse
 	todo   []*op         // scratch of the leader
 	bufs   [][]byte      // scratch of the leader
-	copies map[uint32]*op
 }
 
 // maxBatch is how many bytes go into one write, more or less.
@@ -292,7 +291,6 @@ func (s *Store) runBatch(batch []*op) {
 // admit decides which ops are to be written, copies first, and reserves what they need in the index.
 func (s *Store) admit(batch []*op) []*op {
 	todo := s.q.todo[:0]
-	s.q.copies = nil
 	s.x.mu.Lock()
 	for _, o := range batch {
 		if o.kind.isCopy() {
@@ -309,15 +307,8 @@ func (s *Store) admit(batch []*op) []*op {
 		}
 	}
 	s.x.mu.Unlock()
-	// A removal in the same batch as a copy of its message: the tombstone names the old place, so the copy must not be written.
-	kept := todo[:0]
-	for _, o := range todo {
-		if o.err == nil {
-			kept = append(kept, o)
-		}
-	}
-	s.q.todo = kept
-	return kept
+	s.q.todo = todo
+	return todo
 }
 
 // errStale is what a copy gets when what it repeats has changed: compaction looks again.
@@ -343,10 +334,6 @@ func (s *Store) admitCopy(o *op) error {
 				return errStale
 			}
 		}
-		if s.q.copies == nil {
-			s.q.copies = map[uint32]*op{}
-		}
-		s.q.copies[i] = o
 	}
 	o.slot = i
 	return nil
@@ -375,10 +362,8 @@ func (s *Store) admitOp(o *op, batch []*op) error {
 		}
 		o.slot = i
 		if o.kind == opRemoved {
+			// A copy of the message in this very batch goes to the same segment as this record: they vanish together.
 			binary.LittleEndian.PutUint32(o.buf[recordHead:], sl.msg.seg)
-			if c := s.q.copies[i]; c != nil {
-				c.err = errStale
-			}
 		}
 	}
 	return nil
