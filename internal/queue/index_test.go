@@ -2,6 +2,7 @@ package queue
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,11 +81,24 @@ func TestChains(t *testing.T) {
 		prev = m
 	}
 	x.ids[h] = prev
-	for _, m := range []uint32{1} {
-		x.unchain(m)
+	chain := func() (ms []uint32) {
+		for m := x.ids[h]; m != 0; m = x.at(m).chain {
+			ms = append(ms, m)
+		}
+		return ms
 	}
-	if x.at(2).chain != 0 {
-		t.Error("the last of a chain was not taken out")
+	for _, c := range []struct {
+		out  uint32
+		want []uint32
+	}{{2, []uint32{4, 3, 1}}, {4, []uint32{3, 1}}, {1, []uint32{3}}, {3, nil}} {
+		x.at(c.out).id = x.at(1).id // whose hash is the one of all
+		x.unchain(c.out)
+		if got := chain(); !slices.Equal(got, c.want) {
+			t.Errorf("without %d: %v, want %v", c.out, got, c.want)
+		}
+	}
+	if len(x.ids) != 0 {
+		t.Errorf("%d hashes left", len(x.ids))
 	}
 }
 

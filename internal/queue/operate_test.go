@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/timeline"
 )
 
 // backlog is a queue with 60 deferred messages: 40 to slow.test from 4 senders, 20 to dead.test from one.
@@ -329,6 +330,37 @@ func TestOperateWhileSending(t *testing.T) {
 				w.mustBeEmpty()
 				w.stop()
 			})
+		})
+	}
+}
+
+// slowOperator makes an operation take its time between taking a message and doing something to it.
+type slowOperator struct{ *events }
+
+func (s slowOperator) Observe(e *timeline.Event) {
+	s.events.Observe(e)
+	if e.Kind == timeline.Operator {
+		time.Sleep(10 * time.Second)
+	}
+}
+
+// A message that ends while an operation is about to be done to it ends once.
+func TestOperateWhileEnding(t *testing.T) {
+	for _, op := range []Op{Hold, Release, Retry, Bounce, Drop} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t, func(c *Config) { c.Observer = slowOperator{c.Observer.(*events)} })
+			w.courier.took = 3 * time.Second
+			w.store.flush = time.Second
+			w.put(envelope("a@them.test", "b@x.test"))
+			time.Sleep(time.Second)
+			w.operate(op, Filter{}, 1)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			w.mustBeEmpty()
+			if n := w.courier.count(); n != 1 {
+				t.Errorf("%v: %d jobs", op, n)
+			}
+			w.stop()
 		})
 	}
 }

@@ -509,6 +509,11 @@ func TestScheduleProperties(t *testing.T) {
 				if n := s.Running(); n > 6+2+1 {
 					t.Fatalf("%d running", n)
 				}
+				for i := 1; i < len(s.heap); i++ {
+					if s.less(i, (i-1)/2) || s.unit(s.heap[i]).place != uint32(i) {
+						t.Fatalf("the heap is out of order at %d", i)
+					}
+				}
 				for k, st := range state {
 					if in := s.Info(k); in.Running != (st == "running") || in.Held != (st == "held") || in.State == "free" {
 						t.Fatalf("unit %d is %s for us, %+v for the schedule", k, st, in)

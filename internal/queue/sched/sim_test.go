@@ -60,6 +60,8 @@ func (m *sim) add(name string, group uint32, solo bool, due time.Time, attempts 
 	d, _ := m.s.Intern(name, "", transportOf(name), m.now)
 	k := m.s.Add(Unit{Dest: d, Group: group, Solo: solo, Due: due, Attempts: attempts}, m.now)
 	m.s.Release(d)
+	delete(m.tries, k) // of an earlier unit of that name
+	delete(m.done, k)
 	return k
 }
 
