@@ -54,9 +54,7 @@ func (s *Server) loadLog(r *http.Request) (any, error) {
 	if d.level != "" && !slices.Contains(logLevels, d.level) {
 		return nil, badRequest("level must be one of %s", strings.Join(logLevels, ", "))
 	}
-	s.debug.mu.Lock()
-	d.DebugUntil = s.debug.until
-	s.debug.mu.Unlock()
+	d.DebugUntil = s.debugUntil()
 	lines := s.conf.Log.Lines()
 	text := strings.ToLower(d.q)
 	for _, l := range slices.Backward(lines) {
@@ -113,6 +111,12 @@ func (s *Server) switchDebug(w http.ResponseWriter, r *http.Request) {
 	seeOther(w, r, "/debug/log", fmt.Sprintf("debug lines are logged for %d minutes\n", n))
 }
 
+func (s *Server) debugUntil() time.Time {
+	s.debug.mu.Lock()
+	defer s.debug.mu.Unlock()
+	return s.debug.until
+}
+
 // setDebug has debug lines logged for the time; zero ends it.
 func (s *Server) setDebug(d time.Duration) {
 	s.debug.mu.Lock()
@@ -129,10 +133,8 @@ func (s *Server) setDebug(d time.Duration) {
 	s.debug.until = until
 	s.conf.Traces.LogDebug(s.conf.Log.Debug)
 	s.debug.timer = time.AfterFunc(d, func() {
-		s.debug.mu.Lock()
-		prolonged := s.debug.until.After(until)
-		s.debug.mu.Unlock()
-		if !prolonged {
+		if !s.debugUntil().After(until) { // not prolonged
+
 			s.setDebug(0)
 		}
 	})

@@ -14,6 +14,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/history"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/queue"
+	"blitiri.com.ar/go/chasquid/test/patience"
 )
 
 // TestOperations checks that nothing is done without confirmation, that the number is told before, and what is done then.
@@ -168,7 +169,7 @@ func TestBigPages(t *testing.T) {
 			limit = 50 * time.Millisecond
 		}
 		t.Logf("%s: %d bytes in %v", path, len(body), took)
-		if took > limit && !testing.Short() && !raceEnabled {
+		if took > patience.Limit(limit) {
 			t.Errorf("%s took %v", path, took)
 		}
 	}

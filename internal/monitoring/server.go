@@ -47,6 +47,9 @@ type Server struct {
 	began     time.Time
 	ages      atomic.Pointer[map[string]float64] // of the queue, as sampled last
 
+	headerTime time.Duration // for the header of a request
+	cpuTime    time.Duration // of the CPU profile in the support bundle
+
 	life    context.Context // ends when the server is to stop
 	endLife context.CancelFunc
 	workMu  sync.Mutex // held to start work, so that none starts once it is waited for
@@ -61,7 +64,7 @@ type Server struct {
 // New makes a server; Serve runs it.
 func New(conf Config) *Server {
 	s := &Server{conf: conf, mux: http.NewServeMux(), m: newMetrics(conf.Metrics), rendering: make(chan struct{}, maxRendering),
-		vitals: vitals.New(), began: time.Now()}
+		vitals: vitals.New(), began: time.Now(), headerTime: readHeaderTimeout, cpuTime: supportCPU}
 	s.life, s.endLife = context.WithCancel(context.Background())
 	s.addIndex()
 	s.addHealth()
@@ -107,7 +110,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.S
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
 		Handler:           s,
-		ReadHeaderTimeout: readHeaderTimeout,
+		ReadHeaderTimeout: s.headerTime,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,

@@ -109,6 +109,7 @@ func newSite(t testing.TB, mark string, lived bool) *site {
 	s.fill(t, ctx, observer)
 	s.conf = s.config()
 	s.Server = New(s.conf)
+	s.cpuTime = 100 * time.Millisecond
 	if lived {
 		s.live()
 	}

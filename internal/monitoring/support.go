@@ -110,7 +110,7 @@ func (s *Server) supportFiles() []supportFile {
 		{name: "sts.json", make: page("/debug/sts.json")}, {name: "log.txt", make: page("/debug/log?format=text&limit=2000")},
 		{name: "goroutines.txt", make: page("/debug/goroutines?format=text")}, {name: "traces.txt", make: s.supportTraces},
 		{name: "heap.pb.gz", raw: true, make: func(_ context.Context, w io.Writer) error { return pprof.WriteHeapProfile(w) }},
-		{name: "cpu.pb.gz", raw: true, make: cpuProfile},
+		{name: "cpu.pb.gz", raw: true, make: func(ctx context.Context, w io.Writer) error { return cpuProfile(ctx, w, s.cpuTime) }},
 	}
 	return files
 }
@@ -178,12 +178,12 @@ func (s *Server) supportTraces(_ context.Context, w io.Writer) error {
 	return nil
 }
 
-// cpuProfile profiles the CPU for a few seconds, or until ctx ends.
-func cpuProfile(ctx context.Context, w io.Writer) error {
+// cpuProfile profiles the CPU for the time, or until ctx ends.
+func cpuProfile(ctx context.Context, w io.Writer, d time.Duration) error {
 	if err := pprof.StartCPUProfile(w); err != nil {
 		return err
 	}
-	timer := time.NewTimer(supportCPU)
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -1,7 +1,9 @@
 package monitoring
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -9,8 +11,12 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 	"golang.org/x/net/html"
 )
 
@@ -312,3 +318,45 @@ func (d *discard) Header() http.Header {
 }
 func (d *discard) Write(b []byte) (int, error) { return len(b), nil }
 func (d *discard) WriteHeader(int)             {}
+
+// TestHammer asks for every page again and again, from many sides, while mail flows. With -race it shows that none of them disturbs.
+func TestHammer(t *testing.T) {
+	s := newSite(t, "", false)
+	s.settle(t)
+	paths := []string{"/", "/index.json", "/metrics", "/debug/vars", "/debug/queue?sort=next", "/debug/queue?format=text", "/debug/messages?q=example.net", "/debug/traces?b=0", "/debug/traces?state=active",
+		"/debug/traces.jsonl", "/debug/requests?fam=SMTP.Conn&b=-1&exp=1", "/debug/events", "/debug/destinations", "/debug/goroutines", "/debug/metrics", "/debug/log?q=a", "/debug/auth", "/debug/dns.json",
+		"/debug/sts", "/debug/certs", "/debug/domains", "/debug/config", "/debug/flags", "/debug/profiles", "/readyz?verbose", "/debug/queue/" + s.firstQueued(t)}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				if resp, body := fetch(t, s.url+paths[i%len(paths)]); resp.StatusCode >= 500 && resp.StatusCode != http.StatusServiceUnavailable {
+					t.Errorf("%s: %s %s", paths[i%len(paths)], resp.Status, body)
+				}
+			}
+		})
+	}
+	front := s.log.Logger()
+	load := trace.WithRecorder(ctx, s.rec)
+	wg.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			_, sp := trace.StartMessage(load, trace.SMTPTransaction, "carol@example.org", trace.NewID())
+			sp.Printf("line %d", i)
+			front.Infof("line %d", i)
+			s.recent.Observe(&timeline.Event{Kind: timeline.Auth, At: time.Now(), Client: "192.0.2.1:5", User: "carol@example.org", Err: errors.New("no")})
+			s.sample(load)
+			sp.Finish()
+		}
+	})
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			for path, form := range map[string]url.Values{"/debug/queue": {"op": {"retry"}, "confirm": {"yes"}}, "/debug/log": {"minutes": {"1"}}, "/debug/profiles": {"do": {"sampling"}}} {
+				post(t, s.url+path, form, "text/html")
+			}
+			post(t, s.url+"/debug/profiles", url.Values{"do": {"no-sampling"}}, "*/*")
+		}
+	})
+	wg.Wait()
+}
