@@ -346,13 +346,17 @@ func (s slowOperator) Observe(e *timeline.Event) {
 
 // A message that ends while an operation is about to be done to it ends once.
 func TestOperateWhileEnding(t *testing.T) {
-	for _, op := range []Op{Hold, Release, Retry, Bounce, Drop} {
+	for n, op := range []Op{Hold, Release, Retry, Bounce, Drop, Hold, Release, Retry, Bounce, Drop} {
+		wait := time.Second // while it is being attempted
+		if n >= 5 {
+			wait = 3500 * time.Millisecond // while it is being removed
+		}
 		bubble(t, func(t *testing.T) {
 			w := newWorld(t, func(c *Config) { c.Observer = slowOperator{c.Observer.(*events)} })
 			w.courier.took = 3 * time.Second
 			w.store.flush = time.Second
 			w.put(envelope("a@them.test", "b@x.test"))
-			time.Sleep(time.Second)
+			time.Sleep(wait)
 			w.operate(op, Filter{}, 1)
 			time.Sleep(time.Minute)
 			synctest.Wait()

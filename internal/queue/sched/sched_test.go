@@ -431,6 +431,28 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// Units taken out of the middle leave the rest in the order of their times.
+func TestHeapOrder(t *testing.T) {
+	m := newSim(t, Config{})
+	var keys []Key
+	for i := range 500 {
+		keys = append(keys, m.add("a.test", uint32(i+1), true, m.now.Add(time.Duration(1+m.rnd.IntN(100_000))*time.Second), 1))
+	}
+	for n := range 400 {
+		i := m.rnd.IntN(len(keys))
+		if !m.s.Claim(keys[i]) {
+			t.Fatal("cannot claim")
+		}
+		m.s.Remove(keys[i])
+		keys = append(keys[:i], keys[i+1:]...)
+		for j := 1; j < len(m.s.heap); j++ {
+			if m.s.less(j, (j-1)/2) {
+				t.Fatalf("out of order at %d after %d", j, n)
+			}
+		}
+	}
+}
+
 // Whatever happens in whatever order, every unit is in exactly one place, none is attempted early or twice at once, and none is forgotten.
 func TestScheduleProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
