@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -357,11 +358,21 @@ func TestOperateWhileEnding(t *testing.T) {
 			w.store.flush = time.Second
 			w.put(envelope("a@them.test", "b@x.test"))
 			time.Sleep(wait)
-			w.operate(op, Filter{}, 1)
+			var done sync.WaitGroup
+			done.Go(func() { w.operate(op, Filter{}, 1) })
+			time.Sleep(5 * time.Second)
+			w.courier.deliver = func(context.Context, *mail.Job, *mail.Recipient) mail.Outcome { return greylist }
+			other := w.put(envelope("a@them.test", "c@x.test")) // takes the place of the first in memory
+			done.Wait()
+			time.Sleep(30 * time.Second)
+			if it, err := w.Item(other); err != nil || it.State != "waiting" || it.Rcpts[0].Status != "PENDING" || it.Rcpts[0].Held {
+				t.Errorf("%v: another message was hit: %+v, %v", op, it, err)
+			}
+			w.courier.deliver = nil
 			time.Sleep(time.Minute)
 			synctest.Wait()
 			w.mustBeEmpty()
-			if n := w.courier.count(); n != 1 {
+			if n := w.courier.count(); n != 3 {
 				t.Errorf("%v: %d jobs", op, n)
 			}
 			w.stop()
