@@ -3,6 +3,7 @@
 package monitoring
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,4 +41,14 @@ func TestScreenshots(t *testing.T) {
 			}
 		}
 	}
+}
+
+// traceOf is the trace id of the i-th message.
+func (s *site) traceOf(t testing.TB, i int) string {
+	t.Helper()
+	m, ok, err := s.history.Get(context.Background(), string(s.ids[i]))
+	if err != nil || !ok {
+		t.Fatalf("message %d: %v", i, err)
+	}
+	return m.Trace
 }

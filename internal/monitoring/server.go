@@ -140,9 +140,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	cancel()
 	wg.Wait()
-	s.workMu.Lock() // nothing starts after endLife
-	s.workMu.Unlock()
-	s.work.Wait()
+	s.waitForWork()
 	s.switchOff()
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
@@ -188,6 +186,15 @@ func (s *Server) background(f func()) bool {
 		f()
 	})
 	return true
+}
+
+// waitForWork returns when all work has ended. Whoever is just starting some holds workMu; after that, none starts, as life has ended.
+func (s *Server) waitForWork() {
+	func() {
+		s.workMu.Lock()
+		defer s.workMu.Unlock()
+	}()
+	s.work.Wait()
 }
 
 // guard wraps the mux with everything that is the same for all pages.

@@ -273,13 +273,3 @@ func (s *site) firstQueued(t testing.TB) string {
 	}
 	return string(l.Items[0].ID)
 }
-
-// traceOf is the trace id of the i-th message.
-func (s *site) traceOf(t testing.TB, i int) string {
-	t.Helper()
-	m, ok, err := s.history.Get(context.Background(), string(s.ids[i]))
-	if err != nil || !ok {
-		t.Fatalf("message %d: %v", i, err)
-	}
-	return m.Trace
-}

@@ -337,14 +337,15 @@ func TestUnreadableMessages(t *testing.T) {
 		w := newWorld(t)
 		w.stop()
 		bad := w.put(envelope("a@them.test", "b@x.test"))
-		gone := w.put(envelope("a@them.test", "c@x.test"))
+		w.put(envelope("a@them.test", "c@x.test"))
 		w.put(envelope("a@them.test", "d@x.test"))
 		w.start()
 		synctest.Wait()
 		w.mustBeEmpty()
 
 		w.courier.deliver = func(context.Context, *mail.Job, *mail.Recipient) mail.Outcome { return greylist }
-		bad, gone = w.put(envelope("a@them.test", "b@x.test")), w.put(envelope("a@them.test", "c@x.test"))
+		bad = w.put(envelope("a@them.test", "b@x.test"))
+		gone := w.put(envelope("a@them.test", "c@x.test"))
 		synctest.Wait()
 		w.courier.deliver = nil
 		w.store.setFail(func(op string, id mail.ID) error {
