@@ -355,21 +355,25 @@ func TestOperateWhileEnding(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			w := newWorld(t, func(c *Config) { c.Observer = slowOperator{c.Observer.(*events)} })
 			w.courier.took = 3 * time.Second
+			w.courier.deliver = func(_ context.Context, j *mail.Job, r *mail.Recipient) mail.Outcome {
+				if r.To.Local == "c" && j.Attempt == 1 {
+					return greylist
+				}
+				return delivered
+			}
 			w.store.flush = time.Second
 			w.put(envelope("a@them.test", "b@x.test"))
 			time.Sleep(wait)
 			var done sync.WaitGroup
 			done.Go(func() { w.operate(op, Filter{}, 1) })
 			time.Sleep(5 * time.Second)
-			w.courier.deliver = func(context.Context, *mail.Job, *mail.Recipient) mail.Outcome { return greylist }
 			other := w.put(envelope("a@them.test", "c@x.test")) // takes the place of the first in memory
 			done.Wait()
 			time.Sleep(30 * time.Second)
 			if it, err := w.Item(other); err != nil || it.State != "waiting" || it.Rcpts[0].Status != "PENDING" || it.Rcpts[0].Held {
 				t.Errorf("%v: another message was hit: %+v, %v", op, it, err)
 			}
-			w.courier.deliver = nil
-			time.Sleep(time.Minute)
+			time.Sleep(2 * time.Minute)
 			synctest.Wait()
 			w.mustBeEmpty()
 			if n := w.courier.count(); n != 3 {
