@@ -4,11 +4,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/queue"
+	"blitiri.com.ar/go/log"
 )
 
 // opKind is what an op wants written.
@@ -257,6 +259,7 @@ func (q *commitQueue) take(limit int64) []*op {
 
 // runBatch writes the records of all ops, flushes, and sets their errors. There is one at a time.
 func (s *Store) runBatch(batch []*op) {
+	defer s.survive(batch)
 	if err := s.brokenErr(); err != nil {
 		for _, o := range batch {
 			o.err = err
@@ -273,10 +276,14 @@ func (s *Store) runBatch(batch []*op) {
 				continue
 			}
 		}
-		if err == nil {
+		written := err == nil
+		if written {
 			err = s.flush(seg, end)
 		}
 		s.settle(todo, err)
+		if written {
+			s.leave(seg)
+		}
 		break
 	}
 	for _, o := range batch {
@@ -288,10 +295,24 @@ func (s *Store) runBatch(batch []*op) {
 	}
 }
 
+// survive stops the store for good if a batch ends in a panic, so that whoever waits gets an answer.
+func (s *Store) survive(batch []*op) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	log.Errorf("queue: panic in a commit: %v\n%s", p, debug.Stack())
+	err := s.fail(fmt.Errorf("panic: %v", p))
+	for _, o := range batch {
+		o.err = err
+	}
+}
+
 // admit decides which ops are to be written, copies first, and reserves what they need in the index.
 func (s *Store) admit(batch []*op) []*op {
 	todo := s.q.todo[:0]
 	s.x.mu.Lock()
+	defer s.x.mu.Unlock()
 	for _, o := range batch {
 		if o.kind.isCopy() {
 			if o.err = s.admitCopy(o); o.err == nil {
@@ -306,7 +327,6 @@ func (s *Store) admit(batch []*op) []*op {
 			}
 		}
 	}
-	s.x.mu.Unlock()
 	s.q.todo = todo
 	return todo
 }
@@ -402,23 +422,34 @@ func (s *Store) flush(seg *segment, end int64) error {
 
 // settle brings the index up to date with what is now durable, or undoes the reservations.
 func (s *Store) settle(todo []*op, err error) {
-	written, care := 0, false
 	s.x.mu.Lock()
+	defer s.x.mu.Unlock()
+	messages, care := 0, false
 	for _, o := range todo {
 		if err != nil {
 			s.undo(o, err)
 			continue
 		}
 		if o.kind == opMessage {
-			written++
+			messages++
 		}
 		care = s.apply(o) || care
 	}
-	s.x.mu.Unlock()
-	if written > 0 {
-		s.m.itemsWritten.Add(int64(written))
+	if messages > 0 {
+		s.m.itemsWritten.Add(int64(messages))
 	}
 	if care {
+		s.wakeJanitor()
+	}
+}
+
+// leave ends what writeBatch began: from here on the index knows what the segment holds.
+func (s *Store) leave(seg *segment) {
+	seg.landing.Add(-1)
+	s.x.mu.RLock()
+	dead := seg.dead()
+	s.x.mu.RUnlock()
+	if dead {
 		s.wakeJanitor()
 	}
 }

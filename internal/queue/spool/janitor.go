@@ -206,7 +206,7 @@ func (s *Store) sparsest() *segment {
 	defer s.x.mu.RUnlock()
 	var best *segment
 	for _, g := range s.x.segs {
-		if !g.sealed || len(g.after) > 0 || time.Now().Before(g.retry) {
+		if !g.sealed || g.landing.Load() > 0 || len(g.after) > 0 || time.Now().Before(g.retry) {
 			continue
 		}
 		need := g.needed()

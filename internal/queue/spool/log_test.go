@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -336,4 +337,35 @@ func TestLoaderSeesNewRecords(t *testing.T) {
 	if n := b.s.m.errors[diskParse].Value(); n != 0 {
 		t.Errorf("%v errors counted", n)
 	}
+}
+
+// TestRotationDuringFlush: a segment that fills while its last records are being flushed is not taken for empty.
+func TestRotationDuringFlush(t *testing.T) {
+	b := newBench(t)
+	b.rotate() // the records begin in segment 2
+	gate, entered := make(chan struct{}), make(chan struct{})
+	var flushes atomic.Int64
+	b.on(func(op vfs.Op) error {
+		if op.Verb == vfs.OpSync && flushes.Add(1) == 1 {
+			close(entered)
+			<-gate
+		}
+		return nil
+	})
+	var err error
+	var wg sync.WaitGroup
+	wg.Go(func() { err = put(b.s, entry("slow"), "", "text") })
+	<-entered
+	b.rotate()
+	b.s.care()
+	close(gate)
+	wg.Wait()
+	must(t, err)
+	if got := contents(t, b.s); got != "slow 4\n" {
+		t.Errorf("messages:\n%s", got)
+	}
+	b.wantAfterCrash("slow 4\n")
+	must(t, b.s.Remove("slow"))
+	b.s.care()
+	b.wantSegments("3")
 }

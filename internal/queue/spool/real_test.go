@@ -129,7 +129,7 @@ func deferAll(t testing.TB, s *Store) {
 // dawdle. At the end the disk holds little more than what lives, and everything that lives is right.
 func TestChurnOnDisk(t *testing.T) {
 	dir := t.TempDir()
-	c := Config{Dir: dir, MinFree: -1, SegmentSize: 1 << 20, LargeBody: 4 * blockSize, eager: true}
+	c := Config{Dir: dir, FS: slow(vfs.OS, 300*time.Microsecond), MinFree: -1, SegmentSize: minSegmentSize, LargeBody: 2 * blockSize, eager: true}
 	s := openTest(t, c)
 	var mu sync.Mutex
 	alive := map[mail.ID]string{}

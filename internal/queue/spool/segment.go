@@ -22,6 +22,8 @@ type segment struct {
 	gone   atomic.Bool  // removed from the index: the last reader closes the file
 	closed atomic.Bool
 
+	landing atomic.Int32 // batches that were written and are not yet in the index
+
 	filled int64 // up to here the disk's blocks were written before; guarded by writer.mu
 
 	// Guarded by index.mu.
@@ -67,7 +69,7 @@ func (g *segment) forget(seg uint32) {
 
 // dead reports whether nothing needs the segment any more.
 func (g *segment) dead() bool {
-	return g.sealed && g.refs == 0 && g.results == 0 && len(g.kills) == 0 && len(g.after) == 0
+	return g.sealed && g.landing.Load() == 0 && g.refs == 0 && g.results == 0 && len(g.kills) == 0 && len(g.after) == 0
 }
 
 // tombSize is about what a tombstone takes.

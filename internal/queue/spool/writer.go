@@ -38,7 +38,8 @@ type writer struct {
 
 var padding [recordAlign]byte
 
-// writeBatch appends the records of ops in one write. It returns the segment they are in and where they end.
+// writeBatch appends the records of ops in one write. It returns the segment they are in, which the caller must leave once the
+// index knows of them, and where they end.
 func (s *Store) writeBatch(ops []*op) (*segment, int64, error) {
 	w := &s.w
 	w.mu.Lock()
@@ -71,6 +72,9 @@ func (s *Store) writeBatch(ops []*op) (*segment, int64, error) {
 	err := s.write(bufs, at)
 	clear(bufs)
 	s.q.bufs = bufs
+	if err == nil {
+		w.seg.landing.Add(1)
+	}
 	return w.seg, at, err
 }
 
