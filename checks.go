@@ -50,6 +50,7 @@ func (s *server) checks(cfg *smtpsrv.Config) error {
 		policy.NewDKIMVerify(dkim.NewVerifier(s.dns, s.reg)),
 		policy.NewDMARC(dmarc.New(s.dns, s.reg), s.conf.GetDmarcEnforce()),
 		sender,
+		policy.Lines{Local: s.domains.IsLocal, Send: s.conf.GetLongLines() == "send"},
 		policy.NewDKIMSign(s.signer),
 		hook,
 	}

@@ -51,7 +51,7 @@ func (s *server) makeSending(ctx context.Context) error {
 	}
 	out.smtp = courier.NewSMTP(courier.Config{Hostname: s.conf.GetHostname(), Resolver: s.dns, Port: uint16(port), SourceAddrs: s.conf.OutgoingIPs,
 		Own: s.ownAddress, Sources: s.tlsSources(), HostSources: s.tlsHostSources(), Ledger: s.ledger(), Password: out.password,
-		Timeouts: courier.Timeouts{Connect: s.conf.Time.Dial}, Metrics: s.reg})
+		SendLongLines: s.conf.GetLongLines() == "send", Timeouts: courier.Timeouts{Connect: s.conf.Time.Dial}, Metrics: s.reg})
 	local := courier.LocalConfig{Hostname: s.conf.GetHostname(), MDA: s.conf.GetMailDeliveryAgentBin(), Args: s.conf.GetMailDeliveryAgentArgs(),
 		Env: os.Environ(), Timeout: s.conf.Time.LocalDelivery, SuffixSeparators: s.conf.GetSuffixSeparators(),
 		DropCharacters: s.conf.GetDropCharacters(), OnPanic: panics.Inc, Metrics: s.reg}

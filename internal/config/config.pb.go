@@ -93,6 +93,9 @@ type Settings struct {
 	SubmissionRate *SubmissionRate `protobuf:"bytes,105,opt,name=submission_rate,json=submissionRate,proto3" json:"submission_rate,omitempty"`
 	// Refuse mail (550) from domains whose DMARC policy says to reject it. The result is in Authentication-Results either way.
 	DmarcEnforce bool `protobuf:"varint,106,opt,name=dmarc_enforce,json=dmarcEnforce,proto3" json:"dmarc_enforce,omitempty"`
+	// What becomes of a message with a line longer than the 998 octets that SMTP allows, on its way to another server.
+	// "refuse": users are told when they submit it, and others' mail that an alias sends on is returned to its sender; "send": it goes out as it is.
+	LongLines string `protobuf:"bytes,108,opt,name=long_lines,json=longLines,proto3" json:"long_lines,omitempty"`
 	// Networks whose PROXY headers are believed when haproxy_incoming is on: addresses or prefixes such as "192.0.2.0/24".
 	HaproxyTrusted []string `protobuf:"bytes,107,rep,name=haproxy_trusted,json=haproxyTrusted,proto3" json:"haproxy_trusted,omitempty"`
 	// How long a message waits before its sender is told that it is delayed. "0s": never.
@@ -363,6 +366,13 @@ func (x *Settings) GetDmarcEnforce() bool {
 		return x.DmarcEnforce
 	}
 	return false
+}
+
+func (x *Settings) GetLongLines() string {
+	if x != nil {
+		return x.LongLines
+	}
+	return ""
 }
 
 func (x *Settings) GetHaproxyTrusted() []string {
@@ -850,7 +860,7 @@ var File_config_proto protoreflect.FileDescriptor
 
 const file_config_proto_rawDesc = "" +
 	"\n" +
-	"\fconfig.proto\x12\bchasquid\"\x88\x11\n" +
+	"\fconfig.proto\x12\bchasquid\"\xa7\x11\n" +
 	"\bSettings\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12'\n" +
 	"\x10max_data_size_mb\x18\x02 \x01(\x03R\rmaxDataSizeMb\x12!\n" +
@@ -877,7 +887,9 @@ const file_config_proto_rawDesc = "" +
 	"\x16max_connections_per_ip\x18g \x01(\rR\x13maxConnectionsPerIp\x12,\n" +
 	"\x12sender_login_match\x18h \x01(\tR\x10senderLoginMatch\x12A\n" +
 	"\x0fsubmission_rate\x18i \x01(\v2\x18.chasquid.SubmissionRateR\x0esubmissionRate\x12#\n" +
-	"\rdmarc_enforce\x18j \x01(\bR\fdmarcEnforce\x12'\n" +
+	"\rdmarc_enforce\x18j \x01(\bR\fdmarcEnforce\x12\x1d\n" +
+	"\n" +
+	"long_lines\x18l \x01(\tR\tlongLines\x12'\n" +
 	"\x0fhaproxy_trusted\x18k \x03(\tR\x0ehaproxyTrusted\x12,\n" +
 	"\x12delay_notice_after\x18x \x01(\tR\x10delayNoticeAfter\x12'\n" +
 	"\x10min_free_disk_mb\x18y \x01(\x04R\rminFreeDiskMb\x12(\n" +

@@ -40,6 +40,8 @@ type Config struct {
 
 	Password func(target string) (string, error) // the password for a smarthost, by mail.Route.Target; nil: there are none
 
+	SendLongLines bool // text with lines longer than mail.MaxLine is sent as it is, and not refused
+
 	Timeouts    Timeouts
 	MaxRcpts    int           // recipients per transaction unless the server allows less; 0: 100
 	MaxMessages int           // transactions per connection; 0: 100

@@ -51,6 +51,10 @@ func (d *delivery) unfit(c *client) *mail.Outcome {
 		o := refused(mail.ReasonPolicy, 554, "5.6.3", "the message is binary, which the server does not support (BINARYMIME)")
 		return &o
 	}
+	if env.LongLines && !d.s.cfg.SendLongLines && !c.lmtp { // RFC 5321 section 4.5.3.1.6
+		o := refused(mail.ReasonPolicy, 554, "5.6.0", fmt.Sprintf("the message has a line longer than the %d octets that SMTP allows", mail.MaxLine))
+		return &o
+	}
 	if env.Body != mail.Body7Bit && !c.caps.eightBitMIME && !d.binary(c) && d.msg.eightBit() { // RFC 6152 section 3
 		o := refused(mail.ReasonPolicy, 554, "5.6.3", "the message has 8-bit content, which the server does not support (8BITMIME)")
 		return &o

@@ -193,6 +193,8 @@ func (s *script) line(word, arg string) error {
 		return err
 	case "8bit":
 		s.env.Body = mail.Body8Bit
+	case "longlines":
+		s.env.LongLines = true
 	case "binary":
 		s.env.Body = mail.BodyBinary
 	case "utf8":

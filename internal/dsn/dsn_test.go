@@ -351,6 +351,22 @@ func TestBinaryReturnsHeader(t *testing.T) {
 	}
 }
 
+// C37: a notice goes to another server, so it has no lines that are too long either.
+func TestC37LongLinesReturnHeader(t *testing.T) {
+	n := notice(Failure, rcpt("b@x.test", "b@x.test"))
+	n.Env.LongLines = true
+	for _, size := range []int{997, 998, 999, 2000, 16383, 16384, 40000} {
+		field := "X-Long: " + strings.Repeat("z", size-8)
+		s, _ := write(t, n, field+"\r\nSubject: x\r\n\r\n"+strings.Repeat("y", 2000)+"\r\n")
+		if p := parse(t, s); p.types[2] != "text/rfc822-headers" || strings.Contains(s, "yyy") {
+			t.Errorf("%d: %v", size, p.types)
+		}
+		if want := field[:min(size, 998)] + "\r\nSubject: x\r\n\r\n"; !strings.Contains(s, want) {
+			t.Errorf("%d: the notice has not %q", size, want)
+		}
+	}
+}
+
 func TestWithoutOriginal(t *testing.T) {
 	var b bytes.Buffer
 	if _, err := notice(Failure, rcpt("b@x.test", "b@x.test")).Write(&b, nil); err != nil {

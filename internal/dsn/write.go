@@ -273,10 +273,10 @@ func hostOf(mta string) string {
 }
 
 // returned writes the message itself, cut, or its header if that was asked for (RFC 3461 section 4.3), if the message arrived or still may,
-// or if it is binary and cannot stand in an 8-bit part.
+// or if it is binary and cannot stand in an 8-bit part, or has lines that no server would take in a notice either.
 func (d *doc) returned(r io.Reader) {
 	ret, _ := d.Env.Params.Get("RET")
-	headerOnly := d.Kind != Failure || strings.EqualFold(ret, "HDRS") || d.Env.Body == mail.BodyBinary
+	headerOnly := d.Kind != Failure || strings.EqualFold(ret, "HDRS") || d.Env.Body == mail.BodyBinary || d.Env.LongLines
 	kind, desc := "message/rfc822", "Undelivered Message"
 	if d.Kind != Failure {
 		desc = "Message"
@@ -300,6 +300,22 @@ func (d *doc) returned(r io.Reader) {
 	d.line("")
 }
 
+// cutLine cuts what was read of a line to what fits: the beginning, and none of the rest.
+func cutLine(chunk []byte, start bool) []byte {
+	whole := chunk[len(chunk)-1] == '\n'
+	switch {
+	case start && len(chunk) <= mail.MaxLine+2:
+		return chunk
+	case start && whole:
+		return append(chunk[:mail.MaxLine:mail.MaxLine], "\r\n"...)
+	case start:
+		return chunk[:mail.MaxLine]
+	case whole:
+		return []byte("\r\n")
+	}
+	return nil
+}
+
 // copy copies the message, or its header, and returns its last byte.
 func (d *doc) copy(r io.Reader, headerOnly bool) (last byte) {
 	last = '\n'
@@ -309,6 +325,9 @@ func (d *doc) copy(r io.Reader, headerOnly bool) (last byte) {
 		chunk, err := br.ReadSlice('\n')
 		if headerOnly && start && len(strings.Trim(string(chunk), "\r\n")) == 0 {
 			return last
+		}
+		if headerOnly && d.Env.LongLines && len(chunk) > 0 {
+			chunk = cutLine(chunk, start)
 		}
 		if len(chunk) > 0 {
 			last = chunk[len(chunk)-1]

@@ -73,7 +73,11 @@ type Envelope struct {
 	MessageID string // the Message-ID header, without angle brackets, at most 256 bytes
 	UTF8      bool   // the message needs SMTPUTF8 (RFC 6531 section 3.5)
 	Body      Body   // the body type declared, or found
+	LongLines bool   // text with a line longer than MaxLine
 }
+
+// MaxLine is the most octets in a line of text, without its CRLF (RFC 5321 section 4.5.3.1.6, RFC 5322 section 2.1.1).
+const MaxLine = 998
 
 // Source says where a message entered the queue.
 type Source uint8

@@ -343,7 +343,7 @@ func (d *dialog) message(what, rest, field, value string) error {
 		got, ok := map[string]string{
 			"from": m.env.From.LogString(), "rcpts": strings.Join(rcpts, ","), "auth": m.env.Auth, "body": strconv.Itoa(int(m.env.Body)),
 			"utf8": strconv.FormatBool(m.env.UTF8), "id": m.env.MessageID, "params": m.env.Params.String(), "source": m.env.Source.String(),
-			"client": m.env.Client,
+			"client": m.env.Client, "longlines": strconv.FormatBool(m.env.LongLines),
 		}[field]
 		if !ok {
 			return errors.New("unknown field")

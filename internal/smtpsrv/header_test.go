@@ -179,6 +179,40 @@ func FuzzRagged(f *testing.F) {
 	})
 }
 
+// C37: lines that are too long for other servers are found, wherever the text is cut.
+func TestC37LineMeter(t *testing.T) {
+	line := func(n int) string { return strings.Repeat("x", n) + "\r\n" }
+	for _, c := range []struct {
+		text string
+		long bool
+	}{
+		{"", false},
+		{line(998), false},
+		{line(999), true},
+		{line(998)[:998], false},
+		{line(999)[:999], true},
+		{strings.Repeat(line(998), 5), false},
+		{line(998) + line(999) + line(3), true},
+		{strings.Repeat(line(0), 2000), false},
+		{line(500) + line(998) + line(499) + line(998), false},
+		{line(500) + line(998) + line(499) + line(999) + line(1), true},
+		{strings.Repeat(line(76), 300) + line(3000), true},
+		{strings.Repeat(line(76), 300) + line(998), false},
+	} {
+		for _, size := range []int{1, 2, 3, 499, 998, 999, 1000, 1001, 4096, 1 << 20} {
+			var m lineMeter
+			for p := []byte(c.text); len(p) > 0; {
+				n := min(size, len(p))
+				m.look(p[:n])
+				p = p[n:]
+			}
+			if m.tooLong() != c.long {
+				t.Errorf("%d octets by %d: %v, want %v", len(c.text), size, m.tooLong(), c.long)
+			}
+		}
+	}
+}
+
 func TestEightBit(t *testing.T) {
 	for n := range 100 {
 		b := bytes.Repeat([]byte{'a'}, n)

@@ -19,6 +19,7 @@ type receiver struct {
 	tooBig   bool
 	nul      bool
 	eightBit bool
+	lines    lineMeter
 	ragged   bool // a CR or LF that is not part of a CRLF: only BDAT lets it in
 	lastCR   bool
 }
@@ -36,6 +37,7 @@ func (rx *receiver) content(p []byte) {
 	}
 	rx.nul = rx.nul || bytes.IndexByte(p, 0) >= 0
 	rx.eightBit = rx.eightBit || hasEightBit(p)
+	rx.lines.look(p)
 	rx.err = rx.hdr.write(p)
 	if rx.hdr.tooBig {
 		rx.discard()
@@ -94,6 +96,30 @@ func (rx *receiver) discard() {
 		rx.draft = nil
 	}
 }
+
+// lineMeter finds out whether a text has a line longer than mail.MaxLine, without looking at most of it.
+type lineMeter struct {
+	at   int  // octets of the last line so far
+	long bool // there was one that is too long
+}
+
+// look takes the next piece of the text.
+func (m *lineMeter) look(p []byte) {
+	const most = mail.MaxLine + 2 // with its CRLF
+	for !m.long && m.at+len(p) >= most {
+		// A line that is not too long ends within this window; which lines end before its last one does not matter.
+		i := bytes.LastIndexByte(p[:most-m.at], '\n')
+		m.long = i < 0
+		m.at, p = 0, p[i+1:]
+	}
+	if i := bytes.LastIndexByte(p, '\n'); i >= 0 {
+		m.at, p = 0, p[i+1:]
+	}
+	m.at += len(p)
+}
+
+// tooLong reports a line that is too long, the last one included though it may not have come to its end.
+func (m *lineMeter) tooLong() bool { return m.long || m.at > mail.MaxLine }
 
 // hasEightBit reports an octet above 127, eight at a time.
 func hasEightBit(p []byte) bool {

@@ -250,6 +250,7 @@ func (tx *transaction) describe() {
 	default:
 		tx.Env.Body = mail.Body7Bit
 	}
+	tx.Env.LongLines = tx.Env.Body != mail.BodyBinary && rx.lines.tooLong()
 	// RFC 6531 section 3.6: only what needs the extension is bound to it. A domain alone can be written in ASCII.
 	tx.Env.UTF8 = tx.utf8 && (rx.hdr.eightBit || !asciiLocal(tx.Env.From))
 	for i := range tx.Env.Rcpts {

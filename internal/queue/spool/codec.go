@@ -114,6 +114,12 @@ func bit(on bool, b byte) byte {
 	return 0
 }
 
+// Flags of an encoded envelope.
+const (
+	envUTF8 byte = 1 << iota
+	envLongLines
+)
+
 // appendEnvelope encodes the second part of a message record's meta.
 func appendEnvelope(b []byte, e *mail.Envelope) []byte {
 	b = appendAddress(b, e.From)
@@ -122,7 +128,7 @@ func appendEnvelope(b []byte, e *mail.Envelope) []byte {
 	b = append(b, e.Trace[:]...)
 	b = appendString(b, e.Client)
 	b = appendString(b, e.Auth)
-	b = append(b, byte(e.Source), byte(e.Body), bit(e.UTF8, 1))
+	b = append(b, byte(e.Source), byte(e.Body), bit(e.UTF8, envUTF8)|bit(e.LongLines, envLongLines))
 	b = appendString(b, e.MessageID)
 	for i := range e.Rcpts {
 		b = appendRcpt(b, &e.Rcpts[i])
@@ -337,7 +343,9 @@ func (d *decoder) envelope(e *mail.Envelope, rcpts uint32) {
 	copy(e.Trace[:], d.bytes(len(trace.ID{})))
 	e.Client = d.string()
 	e.Auth = d.string()
-	e.Source, e.Body, e.UTF8 = mail.Source(d.byte()), mail.Body(d.byte()), d.byte() == 1
+	e.Source, e.Body = mail.Source(d.byte()), mail.Body(d.byte())
+	flags := d.byte()
+	e.UTF8, e.LongLines = flags&envUTF8 != 0, flags&envLongLines != 0
 	e.MessageID = d.string()
 	if uint64(rcpts)*4 > uint64(len(d.b)) {
 		d.fail()

@@ -209,7 +209,7 @@ func fullEntry(id mail.ID) *queue.Entry {
 		ID: id,
 		Env: mail.Envelope{
 			From: adr("sendér"), Params: p, Arrived: at(1), Trace: trace.ID{1, 2, 15: 16}, Client: "[2001:db8::1]:25",
-			Auth: "user@exämple.org", Source: mail.FromSubmission, MessageID: "abc@def", UTF8: true, Body: mail.BodyBinary,
+			Auth: "user@exämple.org", Source: mail.FromSubmission, MessageID: "abc@def", UTF8: true, Body: mail.BodyBinary, LongLines: true,
 			Rcpts: []mail.Recipient{
 				{To: adr("a b"), Orig: adr("c"), Detail: "tag", Params: p, NotBefore: at(2), GiveUp: at(3)},
 				{Kind: mail.Pipe, Command: "prog -x 'y'", Orig: adr("d")},
