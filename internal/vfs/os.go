@@ -17,6 +17,9 @@ var OS FS = osFS{}
 type osFS struct{}
 
 func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
+	if flag&os.O_RDWR != 0 {
+		flag |= syscall.O_NOFOLLOW // what we write is never elsewhere, whoever put a link there
+	}
 	f, err := os.OpenFile(name, flag, perm)
 	if err != nil {
 		return nil, err
@@ -74,7 +77,7 @@ func (osFS) SyncDir(name string) error {
 
 // Lock uses flock, which the kernel releases when the process ends in whatever way.
 func (osFS) Lock(name string) (io.Closer, error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0600)
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0600)
 	if err != nil {
 		return nil, err
 	}

@@ -70,7 +70,7 @@ var ErrLocked = errors.New("locked by another process")
 func WriteFile(fsys FS, name string, data []byte, perm fs.FileMode) error {
 	dir, base := filepath.Split(name)
 	tmp := filepath.Join(dir, "."+base+".tmp")
-	f, err := fsys.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, perm)
+	f, err := CreateNew(fsys, tmp, perm)
 	if err != nil {
 		return err
 	}
@@ -89,6 +89,19 @@ func WriteFile(fsys FS, name string, data []byte, perm fs.FileMode) error {
 		return err
 	}
 	return fsys.SyncDir(filepath.Clean(dir))
+}
+
+// CreateNew creates a temporary file in the place of whatever has its name, what an earlier attempt left or a link that somebody
+// put there: nothing is ever written through it.
+func CreateNew(fsys FS, name string, perm fs.FileMode) (File, error) {
+	f, err := fsys.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, perm)
+	if !errors.Is(err, fs.ErrExist) {
+		return f, err
+	}
+	if err := fsys.Remove(name); err != nil {
+		return nil, err
+	}
+	return fsys.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, perm)
 }
 
 // ReadFile returns the content of a file.

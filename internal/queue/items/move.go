@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -240,7 +239,7 @@ func (m *mover) exportOne(e *queue.Entry) error {
 // ignored by whoever reads the items.
 func (m *mover) write(name string, text []byte) error {
 	tmp, path := filepath.Join(m.c.Dir, "."+name), filepath.Join(m.c.Dir, name)
-	f, err := m.fs.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0600)
+	f, err := vfs.CreateNew(m.fs, tmp, 0600)
 	if err != nil {
 		return err
 	}
