@@ -260,8 +260,9 @@ func NormalizeDomain(d string) (string, error) {
 		return "", fmt.Errorf("%w: %v", ErrDomain, err)
 	}
 	u = norm.NFC.String(strings.ToLower(norm.NFC.String(u)))
-	if hasALabel(u) || !isASCII(u) && !graphic(u) {
-		return "", fmt.Errorf("%w: not a host name", ErrDomain) // an A-label within an A-label, spaces, controls, marks of direction
+	if hasALabel(u) || strings.HasPrefix(u, "[") || !isASCII(u) && !graphic(u) {
+		// An A-label or the look of an address literal within an A-label, spaces, controls, marks of direction.
+		return "", fmt.Errorf("%w: not a host name", ErrDomain)
 	}
 	if _, err := DomainToASCII(u); err != nil {
 		return "", err
