@@ -165,6 +165,7 @@ type filtered struct {
 	src    io.ReadCloser
 	filter *message.Filter
 	out    pending
+	rest   []byte // of out, not yet read
 	buf    [4096]byte
 	err    error
 }
@@ -179,7 +180,7 @@ func (p *pending) Write(b []byte) (int, error) {
 
 // Read implements io.Reader.
 func (f *filtered) Read(p []byte) (int, error) {
-	for len(f.out.b) == 0 {
+	for len(f.rest) == 0 {
 		if f.err != nil {
 			return 0, f.err
 		}
@@ -189,9 +190,10 @@ func (f *filtered) Read(p []byte) (int, error) {
 		if f.err = err; err == io.EOF {
 			f.filter.Close()
 		}
+		f.rest = f.out.b
 	}
-	n := copy(p, f.out.b)
-	f.out.b = f.out.b[n:]
+	n := copy(p, f.rest)
+	f.rest = f.rest[n:]
 	return n, nil
 }
 
