@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
@@ -20,6 +23,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/tlspolicy"
 	"blitiri.com.ar/go/chasquid/internal/tlsrpt"
 	"blitiri.com.ar/go/chasquid/internal/trace"
+	"blitiri.com.ar/go/chasquid/internal/vfs"
 	"blitiri.com.ar/go/log"
 )
 
@@ -46,6 +50,25 @@ func (s *server) openState(ctx context.Context, dir string) error {
 	}
 	s.dane = dane.New(dane.Config{Resolver: s.dns, Report: report, Metrics: s.reg})
 	return nil
+}
+
+// generationFile holds how many processes have served this data directory: traces that go on after a restart name it.
+const generationFile = "generation"
+
+// nextGeneration counts this process. Without the file counting begins anew, which harms nobody.
+func nextGeneration(dir string) int64 {
+	path := filepath.Join(dir, generationFile)
+	b, _ := os.ReadFile(path)
+	n, _ := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	n = max(n, 0) + 1
+	err := os.MkdirAll(dir, 0700)
+	if err == nil {
+		err = vfs.WriteFile(vfs.OS, path, fmt.Appendln(nil, n), 0600)
+	}
+	if err != nil {
+		log.Errorf("counting this start: %v", err)
+	}
+	return n
 }
 
 func (s *server) tlsReports(dir string) tlsrpt.Config {

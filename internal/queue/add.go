@@ -19,12 +19,11 @@ type live struct {
 	entry Entry     // Status is guarded by Queue.mu, the rest does not change once loaded
 
 	// Guarded by Queue.mu.
-	jobs    int   // attempts and what follows them, operations, chores; at zero the envelope may leave memory
-	busy    bool  // being concluded
-	handed  int   // jobs for whoever concludes it
-	wishes  wish  // and what they want
-	dirty   []int // recipients whose status the store does not have
-	resumed bool  // it was loaded rather than received by this process
+	jobs   int   // attempts and what follows them, operations, chores; at zero the envelope may leave memory
+	busy   bool  // being concluded
+	handed int   // jobs for whoever concludes it
+	wishes wish  // and what they want
+	dirty  []int // recipients whose status the store does not have
 
 	// What a message with one recipient needs, without allocating it.
 	status [1]RcptStatus

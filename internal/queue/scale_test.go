@@ -196,7 +196,14 @@ func TestNewMailPassesBacklog(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	time.Sleep(100 * time.Millisecond)
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		mu.Lock()
+		n := len(fresh)
+		mu.Unlock()
+		if n == 100 {
+			break
+		}
+	}
 	close(slow)
 	stop()
 	mu.Lock()

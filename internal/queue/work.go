@@ -86,6 +86,9 @@ type attempt struct {
 func (q *Queue) attempt(k sched.Key) {
 	m := q.sched.Group(k)
 	l := q.take(m)
+	r := q.index.at(m)
+	resumed := r.flags&loaded != 0
+	r.flags &^= loaded
 	lag := time.Since(q.sched.Info(k).Due)
 	q.mu.Unlock()
 	defer q.mu.Lock()
@@ -97,11 +100,14 @@ func (q *Queue) attempt(k sched.Key) {
 		return
 	}
 	e := &l.entry
-	ctx, span := trace.StartMessage(q.ctx, trace.QueueItem, string(e.ID), e.Env.Trace)
-	a.ctx = ctx
-	if l.resumed {
-		span.Printf("resumed after restart")
+	begin := func() (context.Context, *trace.Span) {
+		if resumed {
+			return trace.Resume(q.ctx, trace.QueueItem, string(e.ID), e.Env.Trace, e.Env.Arrived)
+		}
+		return trace.StartMessage(q.ctx, trace.QueueItem, string(e.ID), e.Env.Trace)
 	}
+	ctx, span := begin()
+	a.ctx = ctx
 	a.deliver()
 	a.report(span)
 	a.apply()
@@ -112,9 +118,7 @@ func (q *Queue) attempt(k sched.Key) {
 func (q *Queue) take(m uint32) *live {
 	l := q.live[m]
 	if l == nil {
-		r := q.index.at(m)
-		l = &live{entry: Entry{ID: q.index.id(m)}, resumed: r.flags&loaded != 0}
-		r.flags &^= loaded
+		l = &live{entry: Entry{ID: q.index.id(m)}}
 		q.live[m] = l
 	}
 	l.jobs++

@@ -3,6 +3,7 @@ package trace
 import (
 	"context"
 	"runtime/pprof"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -199,7 +200,8 @@ func Resume(ctx context.Context, f Family, title string, id ID, accepted time.Ti
 	r := RecorderFrom(ctx)
 	if r != nil && id != (ID{}) {
 		r.mu.Lock()
-		_, known := r.traces[id]
+		st := r.traces[id]
+		known := st != nil && slices.ContainsFunc(st.spans, func(s *Span) bool { return s.imported != 0 })
 		r.mu.Unlock()
 		if !known {
 			r.Import(SpanData{Trace: id, Family: QueuePut, Title: title, Start: accepted, Generation: r.cfg.Generation - 1,
