@@ -9,12 +9,14 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/monitoring"
+	"blitiri.com.ar/go/chasquid/internal/selfcheck"
 	"blitiri.com.ar/go/log"
 )
 
@@ -85,9 +87,23 @@ func (s *server) domainPage() []monitoring.Domain {
 				p.Certificates = append(p.Certificates, c.Name)
 			}
 		}
+		for _, f := range s.selfcheck.Last(d.Name).Findings {
+			if f.Result == selfcheck.Warn || f.Result == selfcheck.Fail {
+				p.Notes = append(p.Notes, selfcheckNote(f))
+			}
+		}
 		out = append(out, p)
 	}
 	return out
+}
+
+// selfcheckNote is a finding as a sentence.
+func selfcheckNote(f selfcheck.Finding) string {
+	note := strings.ToUpper(f.Text[:1]) + f.Text[1:]
+	if f.Fix != "" {
+		note += " (" + f.Fix + ")"
+	}
+	return note + "."
 }
 
 func (s *server) levelPage() []monitoring.TLSLevel {

@@ -31,6 +31,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/queue"
 	"blitiri.com.ar/go/chasquid/internal/queue/spool"
 	"blitiri.com.ar/go/chasquid/internal/reload"
+	"blitiri.com.ar/go/chasquid/internal/selfcheck"
 	"blitiri.com.ar/go/chasquid/internal/smtpsrv"
 	"blitiri.com.ar/go/chasquid/internal/sts"
 	"blitiri.com.ar/go/chasquid/internal/supervise"
@@ -71,6 +72,7 @@ type server struct {
 	dane      *dane.Source
 	reports   *tlsrpt.Recorder // nil: no TLS reports
 	rate      *policy.Rate
+	selfcheck *selfcheck.Runner
 	sending   *sending
 	store     *spool.Store
 	queue     *queue.Queue
@@ -255,6 +257,7 @@ func (s *server) background(ctx context.Context, wg *sync.WaitGroup) {
 	})
 	wg.Go(func() { s.levels.Run(ctx) })
 	wg.Go(func() { s.sts.Run(ctx) })
+	wg.Go(func() { s.selfcheck.Run(ctx) })
 	if s.reports != nil {
 		wg.Go(func() { s.reports.Run(ctx) })
 	}

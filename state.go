@@ -17,8 +17,10 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/dane"
 	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/domaininfo"
+	"blitiri.com.ar/go/chasquid/internal/domains"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/queue/items"
+	"blitiri.com.ar/go/chasquid/internal/selfcheck"
 	"blitiri.com.ar/go/chasquid/internal/sts"
 	"blitiri.com.ar/go/chasquid/internal/tlspolicy"
 	"blitiri.com.ar/go/chasquid/internal/tlsrpt"
@@ -48,6 +50,10 @@ func (s *server) openState(ctx context.Context, dir string) error {
 	if s.sts, err = sts.New(sts.Config{Resolver: s.dns, Dir: filepath.Join(dir, "sts-cache"), Report: report, Metrics: s.reg}); err != nil {
 		return fmt.Errorf("Failed to initialize STS cache: %w", err)
 	}
+	s.selfcheck = selfcheck.New(selfcheck.RunnerConfig{Metrics: s.reg, Domains: s.ownDomains, Checks: func() selfcheck.Config {
+		return selfcheck.Config{Resolver: s.dns, Hostname: s.conf.GetHostname(), HasCert: func(host string) bool { return s.domains.Current().HasCert(host, time.Now()) }}
+	}})
+	s.selfcheck.Set(s.conf.GetSelfcheck() == "on")
 	s.dane = dane.New(dane.Config{Resolver: s.dns, Report: report, Metrics: s.reg})
 	return nil
 }
@@ -104,6 +110,16 @@ func (s *server) mailReport(ctx context.Context, from, to string, msg []byte) er
 	env := &mail.Envelope{From: sender, Rcpts: []mail.Recipient{{To: rcpt, Orig: rcpt}}, Arrived: time.Now(), Trace: trace.NewID(), Source: mail.FromAdmin}
 	_, err = d.Commit(ctx, env, signature)
 	return err
+}
+
+// ownDomains are the local ones that have a directory.
+func (s *server) ownDomains() (list []*domains.Domain) {
+	for _, d := range s.domains.Current().Domains {
+		if d.Dir != "" {
+			list = append(list, d)
+		}
+	}
+	return list
 }
 
 func (s *server) tlsSources() []tlspolicy.Source         { return []tlspolicy.Source{s.sts} }

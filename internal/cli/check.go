@@ -17,7 +17,6 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/auth/userdb"
 	"blitiri.com.ar/go/chasquid/internal/config"
 	"blitiri.com.ar/go/chasquid/internal/courier"
-	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/domains"
 )
 
@@ -52,12 +51,11 @@ type finding struct {
 // checker is one check of a configuration directory.
 type checker struct {
 	*call
-	dir      string
-	now      time.Time
-	conf     *config.Config
-	snap     *domains.Snapshot
-	resolver dns.Resolver
-	found    []finding
+	dir   string
+	now   time.Time
+	conf  *config.Config
+	snap  *domains.Snapshot
+	found []finding
 }
 
 func (k *checker) ok(about, format string, args ...any) {
@@ -146,13 +144,7 @@ func (k *checker) run(overrides string, withDNS bool) {
 	k.checkCerts()
 	k.checkDomains()
 	if withDNS {
-		k.resolver = k.configuredResolver(k.conf)
-		k.checkHostDNS()
-		for _, d := range k.snap.Domains {
-			if d.Dir != "" {
-				k.checkDomainDNS(d)
-			}
-		}
+		k.checkDNS()
 	}
 }
 

@@ -179,7 +179,7 @@ func TestO1CheckDNS(t *testing.T) {
 		"ptr":   "5.2.0.192.in-addr.arpa PTR mail.example.com",
 		"mx":    "example.com MX 10 mail.example.com",
 		"spf":   "example.com TXT \"v=spf1 mx -all\"",
-		"dkim":  name + " TXT " + quoteTXT(record),
+		"dkim":  name + " TXT " + dkim.QuoteTXT(record),
 		"dmarc": "_dmarc.example.com TXT \"v=DMARC1; p=reject\"",
 	}
 	for _, c := range []struct {

@@ -222,18 +222,9 @@ func (s *setup) addKey() ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		lines = append(lines, fmt.Sprintf("%s._domainkey.%s.\tTXT\t%s", sel, ascii, quoteTXT(text)))
+		lines = append(lines, fmt.Sprintf("%s._domainkey.%s.\tTXT\t%s", sel, ascii, dkim.QuoteTXT(text)))
 	}
 	return lines, nil
-}
-
-// quoteTXT writes the text of a record as strings of at most 255 bytes (RFC 1035 section 3.3), as a zone file needs them.
-func quoteTXT(text string) string {
-	var parts []string
-	for len(text) > 255 {
-		parts, text = append(parts, strconv.Quote(text[:255])), text[255:]
-	}
-	return strings.Join(append(parts, strconv.Quote(text)), " ")
 }
 
 // addCertificate makes a self-signed certificate if there is none and none will be fetched.

@@ -165,6 +165,7 @@ func (k *checker) receiving() {
 		k.warn("max_connections_per_ip: %d has no effect above max_connections (%d)", k.MaxConnectionsPerIp, k.MaxConnections)
 	}
 	k.oneOf("sender_login_match", k.SenderLoginMatch, "off", "envelope", "header")
+	k.oneOf("selfcheck", k.Selfcheck, "on", "off")
 	k.oneOf("long_lines", k.LongLines, "refuse", "send")
 	if a := k.DoubleBounceTo; a != "" && !isMailbox(a) {
 		k.bad("double_bounce_to", a, "not a mail address", `write "postmaster@example.org"`)

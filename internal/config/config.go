@@ -109,6 +109,7 @@ func Default() *Settings {
 		MaxConnectionsPerIp:      100,
 		SenderLoginMatch:         "off",
 		LongLines:                "refuse",
+		Selfcheck:                "off",
 		HaproxyTrusted: []string{"127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16",
 			"169.254.0.0/16", "fe80::/10", "fc00::/7"},
 		DelayNoticeAfter:            "4h",

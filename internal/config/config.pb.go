@@ -153,6 +153,9 @@ type Settings struct {
 	HistoryMaxMb uint32 `protobuf:"varint,184,opt,name=history_max_mb,json=historyMaxMb,proto3" json:"history_max_mb,omitempty"`
 	// Keep only hashes of the addresses in the history: a message is still found by its exact address, but none can be read.
 	HistoryHashAddresses bool `protobuf:"varint,185,opt,name=history_hash_addresses,json=historyHashAddresses,proto3" json:"history_hash_addresses,omitempty"`
+	// Look once a day at what the DNS says of our own domains, as "chasquid check" does: on the page of domains, among the problems, and as
+	// a metric. "on" or "off".
+	Selfcheck string `protobuf:"bytes,186,opt,name=selfcheck,proto3" json:"selfcheck,omitempty"`
 	// Get certificates by ACME (RFC 8555), in addition to those in certs/. Writing an acme block turns it on, and says that you
 	// agree to the authority's terms of service.
 	// Example: acme { email: "postmaster@example.org" }
@@ -529,6 +532,13 @@ func (x *Settings) GetHistoryHashAddresses() bool {
 	return false
 }
 
+func (x *Settings) GetSelfcheck() string {
+	if x != nil {
+		return x.Selfcheck
+	}
+	return ""
+}
+
 func (x *Settings) GetAcme() *ACME {
 	if x != nil {
 		return x.Acme
@@ -860,7 +870,7 @@ var File_config_proto protoreflect.FileDescriptor
 
 const file_config_proto_rawDesc = "" +
 	"\n" +
-	"\fconfig.proto\x12\bchasquid\"\xa7\x11\n" +
+	"\fconfig.proto\x12\bchasquid\"\xc6\x11\n" +
 	"\bSettings\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12'\n" +
 	"\x10max_data_size_mb\x18\x02 \x01(\x03R\rmaxDataSizeMb\x12!\n" +
@@ -914,7 +924,8 @@ const file_config_proto_rawDesc = "" +
 	"\rotlp_endpoint\x18\xb6\x01 \x01(\tR\fotlpEndpoint\x12\"\n" +
 	"\fhistory_days\x18\xb7\x01 \x01(\rR\vhistoryDays\x12%\n" +
 	"\x0ehistory_max_mb\x18\xb8\x01 \x01(\rR\fhistoryMaxMb\x125\n" +
-	"\x16history_hash_addresses\x18\xb9\x01 \x01(\bR\x14historyHashAddresses\x12#\n" +
+	"\x16history_hash_addresses\x18\xb9\x01 \x01(\bR\x14historyHashAddresses\x12\x1d\n" +
+	"\tselfcheck\x18\xba\x01 \x01(\tR\tselfcheck\x12#\n" +
 	"\x04acme\x18\xc8\x01 \x01(\v2\x0e.chasquid.ACMER\x04acme\x12/\n" +
 	"\btimeouts\x18\xd2\x01 \x01(\v2\x12.chasquid.TimeoutsR\btimeoutsB\x14\n" +
 	"\x12_suffix_separatorsB\x12\n" +

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"blitiri.com.ar/go/chasquid/internal/dns"
@@ -197,3 +198,12 @@ func CheckRecord(txt string, pub crypto.PublicKey) error {
 
 // lowerDomain returns a domain as d= and i= are compared.
 func lowerDomain(d string) string { return strings.ToLower(strings.TrimSuffix(d, ".")) }
+
+// QuoteTXT writes the text of a record as strings of at most 255 bytes (RFC 1035 section 3.3), as a zone file needs them.
+func QuoteTXT(text string) string {
+	var parts []string
+	for len(text) > 255 {
+		parts, text = append(parts, strconv.Quote(text[:255])), text[255:]
+	}
+	return strings.Join(append(parts, strconv.Quote(text)), " ")
+}
