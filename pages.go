@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -57,13 +58,23 @@ func (s *server) startMonitoring(ctx context.Context, wg *sync.WaitGroup) error 
 func (s *server) monitoringConfig(web string) monitoring.Config {
 	c := monitoring.Config{Hostname: s.conf.GetHostname(), AllowedHosts: s.conf.GetMonitoringAllowedHosts(), WebConfig: web,
 		Build:   monitoring.Build{Version: s.build.version, SourceDate: s.build.date, GoVersion: runtime.Version()},
-		Started: s.started, Checks: s.healthChecks(), Exit: s.exit, Metrics: s.reg, Status: s.status, Queue: s.queue, Traces: s.rec,
+		Started: s.started, Checks: s.healthChecks(), Disks: s.disks(), Exit: s.exit, Metrics: s.reg, Status: s.status, Queue: s.queue, Traces: s.rec,
 		Recent: s.recent, Log: s.log, ConfigText: s.conf.RedactedText, Settings: s.settings, Domains: s.domainPage, Levels: s.levelPage,
 		DNS: s.dnsPage, Diagnose: s.diagnose}
 	if s.history != nil {
 		c.History = s.history
 	}
 	return c
+}
+
+// disks are the file systems that mail needs.
+func (s *server) disks() []monitoring.Disk {
+	data := s.conf.GetDataDir()
+	list := []monitoring.Disk{{Name: "data", Path: data}, {Name: "queue", Path: filepath.Join(data, "queue")}}
+	if path := s.conf.GetMailLogPath(); path != "" && !strings.HasPrefix(path, "<") {
+		list = append(list, monitoring.Disk{Name: "log", Path: filepath.Dir(path)})
+	}
+	return list
 }
 
 func (s *server) settings() []monitoring.Setting {

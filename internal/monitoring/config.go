@@ -24,6 +24,7 @@ type Config struct {
 	Started      time.Time
 	Pages        []Page // further pages; one with the path of a page of this package replaces it
 	Checks       []Check
+	Disks        []Disk // whose space is watched
 	Exit         func() // called by POST /exit after the reply is out
 	Metrics      *expvarom.Registry
 
@@ -72,6 +73,12 @@ type Page struct {
 	Public  bool   // seen by peers that are neither on loopback nor authenticated
 	Handler http.Handler
 	Subtree bool // the handler also serves everything below Path
+}
+
+// Disk is a file system, by one of the directories that are on it.
+type Disk struct {
+	Name string // "queue": a metric label
+	Path string
 }
 
 // Build says what is running.

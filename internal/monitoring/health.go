@@ -7,7 +7,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"blitiri.com.ar/go/chasquid/internal/monitoring/vitals"
 )
 
 // Check is one readiness check. Run must return when ctx ends; its error says what is wrong and what to do.
@@ -33,6 +36,21 @@ type checkRun struct {
 	Check
 	mu      sync.Mutex
 	running *outcome
+	status  atomic.Int32
+}
+
+// What a check found last, for the metric. A check that never ran has none.
+const (
+	unknown int32 = iota
+	failing
+	well
+)
+
+func (c *checkRun) found(err error) {
+	c.status.Store(well)
+	if err != nil {
+		c.status.Store(failing)
+	}
 }
 
 // outcome is what a run finds; err may be read when done is closed.
@@ -57,8 +75,9 @@ func (c *checkRun) run(ctx context.Context, m *metrics) error {
 	select {
 	case <-o.done:
 		return o.err
-	case <-ctx.Done():
+	case <-ctx.Done(): // whoever asked is gone; that says nothing about the check
 	case <-wait.C:
+		c.status.Store(failing)
 	}
 	return fmt.Errorf("no answer for %v", time.Since(o.start).Round(time.Millisecond))
 }
@@ -72,6 +91,7 @@ func (c *checkRun) work(ctx context.Context, o *outcome, m *metrics) {
 			m.panics.Inc()
 			o.err = fmt.Errorf("the check itself failed: %v", p)
 		}
+		c.found(o.err)
 		c.mu.Lock()
 		c.running = nil
 		c.mu.Unlock()
@@ -89,14 +109,7 @@ func (s *Server) RunChecks(ctx context.Context, exclude ...string) []CheckResult
 		if slices.Contains(exclude, c.Name) {
 			continue
 		}
-		wg.Go(func() {
-			results[i].Err = c.run(ctx, s.m)
-			v := 1.0
-			if results[i].Err != nil {
-				v = 0
-			}
-			s.m.health.With(c.Name).Set(v)
-		})
+		wg.Go(func() { results[i].Err = c.run(ctx, s.m) })
 	}
 	wg.Wait()
 	return results
@@ -106,10 +119,29 @@ func (s *Server) addHealth() {
 	for _, c := range s.conf.Checks {
 		s.checks = append(s.checks, &checkRun{Check: c})
 	}
+	s.conf.Metrics.GaugeVecFunc("chasquid_health_check_status", "Health checks as /readyz runs them: 1 is well, 0 is failing.", []string{"check"},
+		func(emit func(float64, ...string)) {
+			for _, c := range s.checks {
+				if st := c.status.Load(); st != unknown {
+					emit(float64(st-failing), c.Name)
+				}
+			}
+		})
 	// Alive means the process answers; nothing outside may make this fail.
 	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	s.mux.HandleFunc("GET /readyz", s.readyz)
 	s.mux.HandleFunc("GET /readyz/{check}", s.readyzOne)
+}
+
+// watchHealth runs the checks until ctx ends, so that the metric is true also when nobody asks for /readyz.
+func (s *Server) watchHealth(ctx context.Context) {
+	for ctx.Err() == nil {
+		s.RunChecks(ctx)
+		select {
+		case <-ctx.Done():
+		case <-time.After(vitals.Step):
+		}
+	}
 }
 
 // readyz says whether the server can do its work. What is wrong with it is told to those who may see everything.

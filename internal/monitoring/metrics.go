@@ -10,7 +10,6 @@ import (
 type metrics struct {
 	requests *expvarom.CounterVec
 	panics   *expvarom.Counter
-	health   *expvarom.GaugeVec
 }
 
 // handlerLabels maps the first matching path prefix to the metric's label: never the raw path.
@@ -32,8 +31,6 @@ func newMetrics(r *expvarom.Registry) *metrics {
 			[]string{"handler", "code"}, labels, []string{"2xx", "3xx", "4xx", "5xx"}),
 		panics: r.CounterVec("chasquid_panics_total", "Panics recovered, by component: each is a bug worth reporting.",
 			[]string{"component"}, PanicComponents).With("monitoring"),
-		health: r.GaugeVec("chasquid_health_check_status", "Health checks as /readyz runs them: 1 is well, 0 is failing.",
-			[]string{"check"}, CheckNames),
 	}
 }
 

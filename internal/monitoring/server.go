@@ -41,6 +41,7 @@ type Server struct {
 	more      []Page // built-in ones that are no views, for the index
 	rendering chan struct{}
 	checks    []*checkRun
+	disks     []*diskWatch
 	web       *webConfig // nil: no credentials are known
 	vitals    *vitals.Sampler
 	problems  atomic.Pointer[[]vitals.Problem]
@@ -65,6 +66,8 @@ type Server struct {
 func New(conf Config) *Server {
 	s := &Server{conf: conf, mux: http.NewServeMux(), m: newMetrics(conf.Metrics), rendering: make(chan struct{}, maxRendering),
 		vitals: vitals.New(), began: time.Now(), headerTime: readHeaderTimeout, cpuTime: supportCPU}
+	conf.Metrics.CounterFunc("chasquid_clock_jumps_total", "Times the clock of the machine was set while the server ran.",
+		func() float64 { return float64(s.vitals.Jumps()) })
 	s.life, s.endLife = context.WithCancel(context.Background())
 	s.addIndex()
 	s.addHealth()
@@ -80,6 +83,7 @@ func New(conf Config) *Server {
 	s.addMetrics()
 	s.addLog()
 	s.addGoroutines()
+	s.addDisks()
 	s.addSettings()
 	s.mux.Handle("POST /exit", http.HandlerFunc(s.exit))
 	for _, p := range conf.Pages {
@@ -121,6 +125,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { s.watch(ctx) })
+	wg.Go(func() { s.watchHealth(ctx) })
 	wg.Go(func() { s.goroutines.run(ctx) })
 	wg.Go(func() {
 		<-ctx.Done()

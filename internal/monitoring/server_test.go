@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -123,16 +124,21 @@ func TestExit(t *testing.T) {
 
 // TestReady checks the verdict, the reasons, the exclusion and the single checks.
 func TestReady(t *testing.T) {
-	var queue error
+	var full atomic.Bool
 	hang := func(ctx context.Context) error { <-ctx.Done(); return nil }
 	_, url := serve(t, Config{Checks: []Check{
 		{"listeners", func(context.Context) error { return nil }},
-		{"queue_dir", func(context.Context) error { return queue }},
+		{"queue_dir", func(context.Context) error {
+			if full.Load() {
+				return errors.New("disk is full: free some space on /var")
+			}
+			return nil
+		}},
 	}})
 	if code, body := get(t, url+"/readyz"); code != 200 || body != "ready\n" {
 		t.Errorf("ready: %d %q", code, body)
 	}
-	queue = errors.New("disk is full: free some space on /var")
+	full.Store(true)
 	code, body := get(t, url+"/readyz?verbose")
 	if want := "[+] listeners: ok\n[-] queue_dir: disk is full: free some space on /var\nnot ready: queue_dir\n"; code != 503 || body != want {
 		t.Errorf("not ready: %d %q, want %q", code, body, want)

@@ -42,6 +42,7 @@ func (s *Server) sample(ctx context.Context) {
 			log.Errorf("monitoring: panic taking a sample: %v", p)
 		}
 	}()
+	s.lookAtDisks()
 	fams, err := s.conf.Metrics.Gather()
 	if err != nil && len(fams) == 0 {
 		log.Errorf("monitoring: taking a sample: %v", err)

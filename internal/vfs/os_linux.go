@@ -83,12 +83,19 @@ func (f *osFile) Allocate(size int64) error {
 }
 
 func (osFS) Free(name string) (int64, error) {
+	u, err := Look(name)
+	return u.Free, err
+}
+
+// Look asks the operating system for the file system that holds name.
+func Look(name string) (Usage, error) {
 	var st unix.Statfs_t
 	for {
 		err := unix.Statfs(name, &st)
 		if err == unix.EINTR {
 			continue
 		}
-		return int64(st.Bavail) * int64(st.Bsize), err
+		block := int64(st.Bsize)
+		return Usage{Free: int64(st.Bavail) * block, Size: int64(st.Blocks) * block, FreeInodes: int64(st.Ffree), Inodes: int64(st.Files)}, err
 	}
 }

@@ -5,6 +5,7 @@ package vfs
 import (
 	"errors"
 	"math"
+	"os"
 )
 
 // WritevAt writes the buffers one by one.
@@ -24,6 +25,11 @@ func (f *osFile) Sync() error { return f.File.Sync() }
 
 // Allocate is not supported here.
 func (f *osFile) Allocate(size int64) error { return f.pathErr("allocate", errors.ErrUnsupported) }
+
+// Look is not supported here.
+func Look(name string) (Usage, error) {
+	return Usage{}, &os.PathError{Op: "statfs", Path: name, Err: errors.ErrUnsupported}
+}
 
 // Free is not known here: there is always enough.
 func (osFS) Free(name string) (int64, error) { return math.MaxInt64, nil }

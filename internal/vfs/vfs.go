@@ -143,3 +143,10 @@ func MkdirAll(fsys FS, name string, perm fs.FileMode) error {
 	}
 	return fsys.SyncDir(parent)
 }
+
+// Usage is how full a file system is: bytes and inodes, of which an ordinary process may use the free ones. A file system that does not
+// count inodes has none.
+type Usage struct {
+	Free, Size         int64
+	FreeInodes, Inodes int64
+}

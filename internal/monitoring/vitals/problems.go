@@ -89,7 +89,7 @@ var rules = []rule{
 	queueSize, queueAge, diskErrors, diskSlow, diskSpace,
 	ownFailures, farFailures, dead, providers, reputation, stuck,
 	resolver, hooksBroken, unsigned,
-	certificates, certificateFiles, reloading, panics, history, logging, overflow, leak, clock, selfcheck, stale,
+	certificates, certificateFiles, reloading, panics, history, logging, overflow, leak, clock, stale,
 }
 
 // Problems judges the samples, worst first. It is called with each sample: it remembers since when what is there.

@@ -21,7 +21,7 @@ func queueSize(s *Sampler, _ *Evidence) []Problem {
 		return one("ChasquidQueueFillsSoon", Page, "/debug/queue", trace.ID{}, "The queue grows by %.0f messages a minute: at this rate it is full in %s.", grows*60, short(seconds((capacity-items)/grows)))
 	}
 	if ten := s.recent("queue_items", 60); items-ten[0] > 1000 {
-		return one("ChasquidQueueFillsSoon", Ticket, "/debug/queue", trace.ID{}, "The queue grew from %.0f to %.0f messages within the last 10 minutes. Its page shows by reason and destination what they wait for.", ten[0], items)
+		return one("ChasquidQueueGrows", Ticket, "/debug/queue", trace.ID{}, "The queue grew from %.0f to %.0f messages within the last 10 minutes. Its page shows by reason and destination what they wait for.", ten[0], items)
 	}
 	return nil
 }
@@ -71,7 +71,7 @@ func diskSpace(s *Sampler, _ *Evidence) (list []Problem) {
 		}
 	}
 	for path, n := range s.now("chasquid_filesystem_free_inodes", "path") {
-		if n > 0 && n < 10000 { // 0: the file system does not count them
+		if n < 10000 {
 			return append(list, one("ChasquidInodesLow", Ticket, "/debug/metrics?q=filesystem", trace.ID{}, "Only %.0f inodes are left where the %s is.", n, path)...)
 		}
 	}
@@ -133,7 +133,10 @@ func failing(e *Evidence, reason string, sev Severity, n float64) []Problem {
 	if what == "" {
 		what = reason
 	}
-	alert := "ChasquidDeliveryStaleBudgetBurn"
+	alert := "ChasquidRemoteDeliveryFailing"
+	if reason == "mda_error" || reason == "pipe_error" {
+		alert = "ChasquidLocalDeliveryFailing"
+	}
 	text := fmt.Sprintf("%s of the last 10 minutes failed because %s (%s).", plural(n, "delivery attempt"), what, reason)
 	x, ok := e.Examples[reason]
 	if ok {
@@ -154,7 +157,7 @@ func dead(_ *Sampler, e *Evidence) (list []Problem) {
 			for _, o := range e.Dead[3:] {
 				more += o.Waiting
 			}
-			return append(list, one("ChasquidDeliveryStaleBudgetBurn", Ticket, "/debug/destinations", trace.ID{}, "%s more cannot be used either; %s for them.", plural(len(e.Dead)-3, "destination"), waiting(more))...)
+			return append(list, one("ChasquidRemoteDeliveryFailing", Ticket, "/debug/destinations", trace.ID{}, "%s more cannot be used either; %s for them.", plural(len(e.Dead)-3, "destination"), waiting(more))...)
 		}
 		sev, what := Info, "The hosts of "+d.Name+" cannot be used"
 		if len(d.Name) > 6 && d.Name[:6] == "relay:" {
@@ -166,7 +169,7 @@ func dead(_ *Sampler, e *Evidence) (list []Problem) {
 		if !d.ProbeAt.IsZero() && d.ProbeAt.After(e.Now) {
 			next = " It is tried again in " + short(d.ProbeAt.Sub(e.Now)) + "."
 		}
-		list = append(list, one("ChasquidDeliveryStaleBudgetBurn", sev, "/debug/queue?destination="+escape(d.Name), trace.ID{}, "%s: %s. %s.%s", what, d.Err, waiting(d.Waiting), next)...)
+		list = append(list, one("ChasquidRemoteDeliveryFailing", sev, "/debug/queue?destination="+escape(d.Name), trace.ID{}, "%s: %s. %s.%s", what, d.Err, waiting(d.Waiting), next)...)
 	}
 	return list
 }

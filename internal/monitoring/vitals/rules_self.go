@@ -1,7 +1,6 @@
 package vitals
 
 import (
-	"fmt"
 	"net/url"
 	"strings"
 	"time"
@@ -51,7 +50,7 @@ func stuck(_ *Sampler, e *Evidence) (list []Problem) {
 		case trace.Hook:
 			list = append(list, one("ChasquidHookHung", Page, "/debug/traces?state=active&family="+trace.Hook.String(), o.Trace, "A hook hangs: %s has been running for %s.", o.Title, short(o.For))...)
 		case trace.DeliveryLocal, trace.DeliveryPipe:
-			list = append(list, one("ChasquidDeliveryStaleBudgetBurn", Ticket, "/debug/traces?state=active&family="+o.Family.String(), o.Trace, "A local delivery hangs: %s has been running for %s.", o.Title, short(o.For))...)
+			list = append(list, one("ChasquidLocalDeliveryFailing", Ticket, "/debug/traces?state=active&family="+o.Family.String(), o.Trace, "A local delivery hangs: %s has been running for %s.", o.Title, short(o.For))...)
 		}
 	}
 	return list
@@ -156,29 +155,12 @@ func clock(s *Sampler, _ *Evidence) []Problem {
 	return one("ChasquidClockJump", Ticket, "/debug/queue?sort=next", trace.ID{}, "The clock of this machine was set %s by %s, %s ago. Times of retries, ages in the queue and the validity of certificates follow the clock.", way, short(s.jump.Abs()), short(s.mono-s.jumpAt))
 }
 
-func selfcheck(s *Sampler, _ *Evidence) (list []Problem) {
-	for _, t := range s.windows["chasquid_selfcheck_status"].cells {
-		if t.last == 0 {
-			list = append(list, one("ChasquidSelfcheckFailed", Ticket, "/debug/domains", trace.ID{}, "The DNS is not as it should be: the check %s of %s fails.", t.label("check"), t.label("domain"))...)
-		}
+// stale: a loop that should have run.
+func stale(s *Sampler, e *Evidence) []Problem {
+	at := s.now("chasquid_sts_cache_last_refresh_timestamp_seconds", "")[""]
+	age := e.Now.Sub(time.Unix(int64(at), 0))
+	if at == 0 || age <= 48*time.Hour {
+		return nil
 	}
-	return list
-}
-
-// stale: loops that should have run.
-func stale(s *Sampler, e *Evidence) (list []Problem) {
-	for _, c := range []struct {
-		family, alert, what string
-		sev                 Severity
-		limit               time.Duration
-	}{
-		{"chasquid_sts_cache_last_refresh_timestamp_seconds", "ChasquidSTSRefreshStalled", "The MTA-STS policies were not refreshed", Ticket, 48 * time.Hour},
-		{"chasquid_canary_last_success_timestamp_seconds", "ChasquidCanaryStale", "The test message that goes round did not arrive", Page, 15 * time.Minute},
-	} {
-		at := s.now(c.family, "")[""]
-		if age := e.Now.Sub(time.Unix(int64(at), 0)); at > 0 && age > c.limit {
-			list = append(list, one(c.alert, c.sev, "/debug/sts", trace.ID{}, "%s for %s.", c.what, fmt.Sprint(short(age)))...)
-		}
-	}
-	return list
+	return one("ChasquidSTSRefreshStalled", Ticket, "/debug/sts", trace.ID{}, "The MTA-STS policies were not refreshed for %s.", short(age))
 }

@@ -43,6 +43,7 @@ type Sampler struct {
 	samples int
 	jump    time.Duration
 	jumpAt  time.Duration // monotonic time of the last jump
+	jumps   int
 	began   map[string]time.Time
 }
 
@@ -80,6 +81,7 @@ func (s *Sampler) Sample(fams []*dto.MetricFamily, wall time.Time, mono time.Dur
 	if s.samples > 0 {
 		if j := wall.Round(0).Sub(s.wall) - elapsed; j.Abs() > jumpLimit {
 			s.jump, s.jumpAt = j, mono
+			s.jumps++
 		}
 	}
 	for i := range s.rings {
@@ -285,6 +287,13 @@ func (s *Sampler) Series() []Series {
 		}
 	}
 	return out
+}
+
+// Jumps is how often the clock was set.
+func (s *Sampler) Jumps() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.jumps
 }
 
 // Size is the memory of the rings in bytes.

@@ -109,29 +109,29 @@ func TestRules(t *testing.T) {
 		{"stolen account, young server", "ChasquidSubmissionSpike", Ticket, "eve@example.org sent to 250", func(w *world) { w.e.Senders = []Sender{{User: "eve@example.org", Recipients: 250}} },
 			func(w *world) { w.e.Senders = []Sender{{User: "eve@example.org", Recipients: 150}} }},
 		{"queue nearly full", "ChasquidQueueNearFull", Page, "900 of at most 1000", func(w *world) { w.queue(900, 1000) }, func(w *world) { w.queue(700, 1000) }},
-		{"queue grows", "ChasquidQueueFillsSoon", Ticket, "grew from 10 to 5000", func(w *world) { w.queue(10, 1e6); w.pass(time.Minute); w.queue(5000, 1e6) }, func(w *world) { w.queue(10, 1e6); w.pass(time.Minute); w.queue(900, 1e6) }},
+		{"queue grows", "ChasquidQueueGrows", Ticket, "grew from 10 to 5000", func(w *world) { w.queue(10, 1e6); w.pass(time.Minute); w.queue(5000, 1e6) }, func(w *world) { w.queue(10, 1e6); w.pass(time.Minute); w.queue(900, 1e6) }},
 		{"old message", "ChasquidQueueOldest", Ticket, "for 5 h", func(w *world) { w.oldest(5 * 3600) }, func(w *world) { w.oldest(3 * 3600) }},
 		{"disk errors", "ChasquidQueueDiskErrors", Page, "fsync 1", func(w *world) { w.add("chasquid_queue_disk_errors_total", 1, "fsync") }, func(*world) {}},
 		{"disk full", "ChasquidDiskWillFill", Page, "100 MiB are free", func(w *world) { w.disk(100 << 20) }, func(w *world) { w.disk(10 << 30) }},
-		{"wrong delivery program", "ChasquidDeliveryStaleBudgetBurn", Page, "the local delivery program fails (mda_error). The last one, to bob@example.org: fork/exec /no: no such file", func(w *world) {
+		{"wrong delivery program", "ChasquidLocalDeliveryFailing", Page, "the local delivery program fails (mda_error). The last one, to bob@example.org: fork/exec /no: no such file", func(w *world) {
 			w.add(failures, 1, "deferred", "mda_error")
 			w.e.Examples["mda_error"] = Example{To: "bob@example.org", Text: "fork/exec /no: no such file"}
 		}, func(w *world) {
 			w.add(failures, 1, "deferred", "remote_greylist")
 			w.add("chasquid_delivery_attempts_total", 1, "remote", "deferred")
 		}},
-		{"far failures", "ChasquidDeliveryStaleBudgetBurn", Ticket, "80 % of all deliveries: 8 delivery attempts of the last 10 minutes failed because the other server finds that we send too much", func(w *world) {
+		{"far failures", "ChasquidRemoteDeliveryFailing", Ticket, "80 % of all deliveries: 8 delivery attempts of the last 10 minutes failed because the other server finds that we send too much", func(w *world) {
 			w.add(failures, 8, "deferred", "remote_rate_limit")
 			w.add("chasquid_delivery_attempts_total", 10, "remote", "deferred")
 		}, func(w *world) {
 			w.add(failures, 8, "deferred", "remote_rate_limit")
 			w.add("chasquid_delivery_attempts_total", 100, "remote", "delivered")
 		}},
-		{"dead relay", "ChasquidDeliveryStaleBudgetBurn", Page, "The relay relay.example:587, which mail leaves through, cannot be used: refused. 3 deliveries wait. It is tried again in 30 s.", func(w *world) {
+		{"dead relay", "ChasquidRemoteDeliveryFailing", Page, "The relay relay.example:587, which mail leaves through, cannot be used: refused. 3 deliveries wait. It is tried again in 30 s.", func(w *world) {
 			w.e.Dead = []Dead{{Name: "relay:relay.example:587", Waiting: 3, Err: "refused", ProbeAt: w.now.Add(Step + 30*time.Second)}}
 		}, func(*world) {}},
-		{"dead site", "ChasquidDeliveryStaleBudgetBurn", Info, "The hosts of x.example cannot be used: timeout. 1 delivery waits.", func(w *world) { w.e.Dead = []Dead{{Name: "x.example", Waiting: 1, Err: "timeout"}} }, func(*world) {}},
-		{"many dead sites", "ChasquidDeliveryStaleBudgetBurn", Ticket, "2 destinations more cannot be used either; 4 deliveries wait", func(w *world) {
+		{"dead site", "ChasquidRemoteDeliveryFailing", Info, "The hosts of x.example cannot be used: timeout. 1 delivery waits.", func(w *world) { w.e.Dead = []Dead{{Name: "x.example", Waiting: 1, Err: "timeout"}} }, func(*world) {}},
+		{"many dead sites", "ChasquidRemoteDeliveryFailing", Ticket, "2 destinations more cannot be used either; 4 deliveries wait", func(w *world) {
 			for i := range 5 {
 				w.e.Dead = append(w.e.Dead, Dead{Name: fmt.Sprintf("x%d.example", i), Waiting: 2})
 			}
@@ -166,7 +166,7 @@ func TestRules(t *testing.T) {
 		},
 			func(w *world) { w.add("chasquid_hook_runs_total", 2, "post_data", "permanent") }},
 		{"hung hook", "ChasquidHookHung", Page, "post-data has been running for 3 min", func(w *world) { w.e.Stuck = []Stuck{{Family: trace.Hook, Title: "post-data", For: 3 * time.Minute}} }, func(*world) {}},
-		{"hung delivery", "ChasquidDeliveryStaleBudgetBurn", Ticket, "A local delivery hangs: bob", func(w *world) { w.e.Stuck = []Stuck{{Family: trace.DeliveryLocal, Title: "bob", For: time.Hour}} }, func(*world) {}},
+		{"hung delivery", "ChasquidLocalDeliveryFailing", Ticket, "A local delivery hangs: bob", func(w *world) { w.e.Stuck = []Stuck{{Family: trace.DeliveryLocal, Title: "bob", For: time.Hour}} }, func(*world) {}},
 		{"unsigned", "ChasquidDKIMSignErrors", Ticket, "1 message of", func(w *world) { w.add("chasquid_dkim_signatures_total", 1, "rsa_sha256", "error") }, func(w *world) { w.add("chasquid_dkim_signatures_total", 1, "rsa_sha256", "ok") }},
 		{"expired certificate", "ChasquidCertExpires2d", Page, "mail.example expired 3 h ago", func(w *world) { w.cert(-3 * time.Hour) }, func(w *world) { w.cert(1000 * time.Hour) }},
 		{"certificate in 30 hours", "ChasquidCertExpires2d", Page, "expires in 30 h", func(w *world) { w.cert(30 * time.Hour) }, func(w *world) { w.cert(22 * 24 * time.Hour) }},
@@ -178,6 +178,11 @@ func TestRules(t *testing.T) {
 		{"log", "ChasquidLogWriteErrors", Ticket, "maillog 1", func(w *world) { w.add("chasquid_log_write_errors_total", 1, "maillog") }, func(*world) {}},
 		{"fuzzing", "ChasquidLabelOverflow", Info, "200 unknown values", func(w *world) { w.add("chasquid_metrics_label_overflow_total", 200, "m") }, func(w *world) { w.add("chasquid_metrics_label_overflow_total", 50, "m") }},
 		{"clock forward", "ChasquidClockJump", Ticket, "set forward by 60 min", func(w *world) { w.now = w.now.Add(time.Hour) }, func(w *world) { w.now = w.now.Add(2 * time.Second) }},
+		{"policies not refreshed", "ChasquidSTSRefreshStalled", Ticket, "not refreshed for 3 days", func(w *world) {
+			w.set("chasquid_sts_cache_last_refresh_timestamp_seconds", float64(w.now.Add(-72*time.Hour).Unix()))
+		}, func(w *world) {
+			w.set("chasquid_sts_cache_last_refresh_timestamp_seconds", float64(w.now.Add(-10*time.Minute).Unix()))
+		}},
 		{"clock back", "ChasquidClockJump", Ticket, "set back by 2 days", func(w *world) { w.now = w.now.Add(-48*time.Hour - time.Minute) }, func(*world) {}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -313,6 +318,19 @@ func TestTrends(t *testing.T) {
 		if !strings.Contains(all, want) {
 			t.Errorf("want %q in\n%s", want, all)
 		}
+	}
+}
+
+// TestJumps counts how often the clock was set.
+func TestJumps(t *testing.T) {
+	w := newWorld(t)
+	w.pass(Step)
+	for _, d := range []time.Duration{time.Hour, 2 * time.Second, -time.Hour} {
+		w.now = w.now.Add(d)
+		w.pass(3 * Step)
+	}
+	if n := w.s.Jumps(); n != 2 {
+		t.Errorf("%d jumps", n)
 	}
 }
 
