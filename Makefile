@@ -51,10 +51,11 @@ fault: chasquid
 install: install-binaries install-config-skeleton
 
 install-binaries: chasquid
-	install -d $(BINDIR) $(DOCDIR)
+	install -d $(BINDIR) $(DOCDIR)/monitoring
 	install -m 755 chasquid $(BINDIR)/chasquid
 	for l in $(LINKS); do ln -sf chasquid $(BINDIR)/$$l; done
 	install -m 644 README.md LICENSE docs/*.md etc/systemd/strict.conf $(DOCDIR)
+	install -m 644 monitoring/*.yml monitoring/*.json $(DOCDIR)/monitoring
 	@for m in docs/man/*.[1-8]; do [ ! -e "$$m" ] || install -D -m 644 "$$m" "$(MANDIR)/man$${m##*.}/$${m##*/}"; done
 
 # Does not touch configuration that is there already.
@@ -69,6 +70,7 @@ docs:
 	$(GO) test -run TestImports -update .
 	$(GO) test ./internal/cli -run TestMan -update
 	$(GO) test ./test/docs -update
+	$(GO) test ./test/dashboard -update
 
 # The fuzz targets of all packages, one after the other.
 fuzz:

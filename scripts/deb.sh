@@ -16,11 +16,12 @@ version=${version//-/+}
 arch=$(dpkg --print-architecture)
 root=$out/deb
 rm -rf "$root"
-mkdir -p "$root/DEBIAN" "$root/usr/bin" "$root/usr/share/doc/chasquid" "$root/lib/systemd/system" "$root/etc/chasquid/certs"
+mkdir -p "$root/DEBIAN" "$root/usr/bin" "$root/usr/share/doc/chasquid/monitoring" "$root/lib/systemd/system" "$root/etc/chasquid/certs"
 
 install -m 755 "$bin" "$root/usr/bin/chasquid"
 for l in chasquid-util mda-lmtp smtp-check; do ln -s chasquid "$root/usr/bin/$l"; done
 install -m 644 README.md docs/*.md "$root/usr/share/doc/chasquid/"
+install -m 644 monitoring/*.yml monitoring/*.json "$root/usr/share/doc/chasquid/monitoring/"
 install -m 644 LICENSE "$root/usr/share/doc/chasquid/copyright"
 install -m 644 etc/systemd/strict.conf "$root/usr/share/doc/chasquid/strict.conf"
 for m in docs/man/*.[1-8]; do
@@ -52,7 +53,7 @@ Maintainer: chasquid <chasquid@localhost>
 Section: mail
 Priority: optional
 Depends: adduser
-Suggests: dovecot-lmtpd, maildrop, fail2ban, prometheus
+Suggests: dovecot-lmtpd, maildrop, fail2ban, prometheus, prometheus-blackbox-exporter
 Installed-Size: $(du -sk "$root/usr" | cut -f1)
 Homepage: https://blitiri.com.ar/p/chasquid
 Description: SMTP server that explains itself

@@ -121,3 +121,17 @@ func get(t *testing.T, url string) (int, string) {
 	}
 	return resp.StatusCode, string(b)
 }
+
+// TestVariables: docs/monitoring.md has every variable of earlier versions under both of its names.
+func TestVariables(t *testing.T) {
+	doc := read(t, top+"/docs/monitoring.md")
+	names := strings.Fields(read(t, top+"/test/real/testdata/variables.txt"))
+	if len(names) < 31 {
+		t.Fatalf("only %d variables", len(names))
+	}
+	for _, name := range names {
+		if !strings.Contains(doc, "`"+name+"` | `"+strings.ReplaceAll(name, "/", "_")+"`") {
+			t.Errorf("docs/monitoring.md lacks %s", name)
+		}
+	}
+}

@@ -49,6 +49,11 @@ func TestDeb(t *testing.T) {
 	if err != nil || c.SmtpAddress[0] != "systemd" || c.SubmissionAddress[0] != "systemd" || c.SubmissionOverTlsAddress[0] != "systemd" {
 		t.Errorf("%v: %v", err, c)
 	}
+	for _, name := range []string{"runbook.md", "monitoring/alerts.yml", "monitoring/recording.yml", "monitoring/dashboard.json", "monitoring/prometheus.yml", "monitoring/blackbox.yml"} {
+		if st, err := os.Stat(filepath.Join(root, "usr/share/doc/chasquid", name)); err != nil || st.Size() == 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	conffiles, err := os.ReadFile(filepath.Join(root, "DEBIAN/conffiles"))
 	if err != nil {
 		t.Fatal(err)
