@@ -51,28 +51,25 @@ func TestDisks(t *testing.T) {
 
 // TestHealthMetric: the metric of a check tells what it found last, also when nobody asks for /readyz, and nothing before it ran.
 func TestHealthMetric(t *testing.T) {
-	reg := expvarom.New()
 	var bad atomic.Bool
-	c := Config{Metrics: reg, Checks: []Check{{"mda", func(context.Context) error {
+	checks := []Check{{"mda", func(context.Context) error {
 		if bad.Load() {
 			return errors.New("gone")
 		}
 		return nil
-	}}}}
-	s := New(c)
+	}}}
 	const name = "chasquid_health_check_status"
+	reg := expvarom.New()
+	New(Config{Metrics: reg, Checks: checks})
 	if got := gauges(t, reg, name); len(got) != 0 {
 		t.Errorf("before any check ran: %q", got)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { s.watchHealth(ctx); close(done) }()
+	reg = expvarom.New()
+	s, _ := serve(t, Config{Metrics: reg, Checks: checks})
 	harness.WaitFor(t, 10*time.Second, "the check to be well", func() bool {
 		got := gauges(t, reg, name)
 		return len(got) == 1 && got[0] == name+`{check="mda"} 1`
 	})
-	cancel()
-	<-done
 	bad.Store(true)
 	s.RunChecks(t.Context())
 	if got := gauges(t, reg, name); len(got) != 1 || got[0] != name+`{check="mda"} 0` {
