@@ -98,6 +98,7 @@ var (
 func (s *session) begin(tx *transaction) (answer, bool) {
 	draft, err := s.cfg.Intake.Begin(tx.ctx)
 	if err != nil {
+		s.m.messages[resultServerError].Inc()
 		return s.intakeFailed(tx, err), false
 	}
 	tx.over, tx.receiving = false, true
