@@ -4,6 +4,7 @@ package dns
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"time"
 )
@@ -29,7 +30,12 @@ type TemporaryError struct {
 func (e *TemporaryError) Error() string   { return "looking up " + e.Name + ": " + e.Err.Error() }
 func (e *TemporaryError) Unwrap() error   { return e.Err }
 func (e *TemporaryError) Temporary() bool { return true }
-func (e *TemporaryError) Timeout() bool   { return errors.Is(e.Err, context.DeadlineExceeded) }
+
+// Timeout reports whether the answer did not come in time.
+func (e *TemporaryError) Timeout() bool {
+	var ne net.Error
+	return errors.Is(e.Err, context.DeadlineExceeded) || errors.As(e.Err, &ne) && ne.Timeout()
+}
 
 // Purpose says what a look-up is for: a metric label.
 type Purpose uint8
