@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/mail"
@@ -58,7 +56,7 @@ func (s *server) startMonitoring(ctx context.Context, wg *sync.WaitGroup) error 
 func (s *server) monitoringConfig(web string) monitoring.Config {
 	c := monitoring.Config{Hostname: s.conf.GetHostname(), AllowedHosts: s.conf.GetMonitoringAllowedHosts(), WebConfig: web,
 		Build:   monitoring.Build{Version: s.build.version, SourceDate: s.build.date, GoVersion: runtime.Version()},
-		Started: s.started, Checks: s.healthChecks(), Disks: s.disks(), Exit: s.exit, Metrics: s.reg, Status: s.status, Queue: s.queue, Traces: s.rec,
+		Started: s.started, Checks: s.healthChecks(), Disks: s.disks(), MinFree: int64(s.conf.GetMinFreeDiskMb()) << 20, Exit: s.exit, Metrics: s.reg, Status: s.status, Queue: s.queue, Traces: s.rec,
 		Recent: s.recent, Log: s.log, ConfigText: s.conf.RedactedText, Settings: s.settings, Domains: s.domainPage, Levels: s.levelPage,
 		DNS: s.dnsPage, Diagnose: s.diagnose}
 	if s.history != nil {
@@ -70,7 +68,7 @@ func (s *server) monitoringConfig(web string) monitoring.Config {
 // disks are the file systems that mail needs.
 func (s *server) disks() []monitoring.Disk {
 	data := s.conf.GetDataDir()
-	list := []monitoring.Disk{{Name: "data", Path: data}, {Name: "queue", Path: filepath.Join(data, "queue")}}
+	list := []monitoring.Disk{{Name: "data", Path: data}, {Name: "queue", Path: s.queuePath()}}
 	if path := s.conf.GetMailLogPath(); path != "" && !strings.HasPrefix(path, "<") {
 		list = append(list, monitoring.Disk{Name: "log", Path: filepath.Dir(path)})
 	}
@@ -197,58 +195,4 @@ func (s *server) status() monitoring.Status {
 			Reason: r.Reason, Reply: r.Reply, Trace: r.Trace})
 	}
 	return st
-}
-
-// certificateWarning is how long before its end a certificate makes the server not ready: it is too late to wait for the renewal.
-const certificateWarning = time.Hour
-
-// healthChecks are what /readyz runs.
-func (s *server) healthChecks() []monitoring.Check {
-	return []monitoring.Check{
-		{Name: "listeners", Run: func(context.Context) error {
-			if len(s.smtp.Listeners()) == 0 {
-				return errors.New("no SMTP listener is open")
-			}
-			return nil
-		}},
-		{Name: "queue_dir", Run: func(context.Context) error { return s.store.Err() }},
-		{Name: "certificates", Run: s.checkCertificates},
-		{Name: "config", Run: func(context.Context) error {
-			var errs []error
-			for _, e := range s.reload.Last().Errors {
-				errs = append(errs, fmt.Errorf("%w%s", e, remedy(e)))
-			}
-			return errors.Join(errs...)
-		}},
-		{Name: "mda", Run: func(context.Context) error {
-			if s.conf.LocalMaildir != "" || s.conf.LocalLMTP != "" {
-				return nil
-			}
-			if _, err := exec.LookPath(s.conf.GetMailDeliveryAgentBin()); err != nil {
-				return fmt.Errorf("local mail waits: the delivery program cannot be run: %w (set mail_delivery_agent_bin or local_delivery)", err)
-			}
-			return nil
-		}},
-		{Name: "shutdown", Run: func(context.Context) error {
-			select {
-			case <-s.draining:
-				return errors.New("the server is stopping")
-			default:
-				return nil
-			}
-		}},
-	}
-}
-
-// checkCertificates fails when a certificate has expired, or the only ones there are will in a moment.
-func (s *server) checkCertificates(context.Context) error {
-	var errs []error
-	for _, c := range s.domains.Current().Certs {
-		if left := time.Until(c.NotAfter); left < 0 {
-			errs = append(errs, fmt.Errorf("the certificate in %s expired on %s: renew it and it is taken within seconds", c.Dir, c.NotAfter.UTC().Format(time.DateTime)))
-		} else if left < certificateWarning {
-			errs = append(errs, fmt.Errorf("the certificate in %s expires in %v", c.Dir, left.Round(time.Second)))
-		}
-	}
-	return errors.Join(errs...)
 }

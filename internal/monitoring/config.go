@@ -25,6 +25,7 @@ type Config struct {
 	Pages        []Page // further pages; one with the path of a page of this package replaces it
 	Checks       []Check
 	Disks        []Disk // whose space is watched
+	MinFree      int64  // bytes of disk below which no mail is taken
 	Exit         func() // called by POST /exit after the reply is out
 	Metrics      *expvarom.Registry
 

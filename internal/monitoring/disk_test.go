@@ -52,7 +52,7 @@ func TestDisks(t *testing.T) {
 // TestHealthMetric: the metric of a check tells what it found last, also when nobody asks for /readyz, and nothing before it ran.
 func TestHealthMetric(t *testing.T) {
 	var bad atomic.Bool
-	checks := []Check{{"mda", func(context.Context) error {
+	checks := []Check{{Name: "mda", Run: func(context.Context) error {
 		if bad.Load() {
 			return errors.New("gone")
 		}

@@ -16,13 +16,13 @@ import (
 
 // How much the index shows of each.
 const (
-	shownProblems     = 7
+	shownProblems     = 6
 	shownRecent       = 10
 	shownListeners    = 6
 	shownCertificates = 6
 	indexName         = 32  // bytes of an address
-	indexText         = 64  // bytes of a text
-	indexProblem      = 260 // bytes of a problem
+	indexText         = 56  // bytes of a text
+	indexProblem      = 320 // bytes of a problem
 )
 
 // indexData is the content of the index.
@@ -50,8 +50,9 @@ type indexData struct {
 }
 
 type checkView struct {
-	Name  string `json:"name"`
-	Error string `json:"error,omitempty"`
+	Name    string `json:"name"`
+	Error   string `json:"error,omitempty"`
+	Warning bool   `json:"warning,omitempty"` // the server is ready in spite of it
 }
 
 type reloadView struct {
@@ -107,8 +108,8 @@ func (s *Server) loadIndex(r *http.Request) (any, error) {
 	for _, c := range s.RunChecks(r.Context()) {
 		v := checkView{Name: c.Name}
 		if c.Err != nil {
-			v.Error = strings.ReplaceAll(c.Err.Error(), "\n", "; ")
-			d.Ready = false
+			v.Error, v.Warning = strings.ReplaceAll(c.Err.Error(), "\n", "; "), c.Warning
+			d.Ready = d.Ready && c.Warning
 		}
 		d.Checks = append(d.Checks, v)
 	}
@@ -139,14 +140,30 @@ func (s *Server) loadIndex(r *http.Request) (any, error) {
 	return d, nil
 }
 
-// Failed are the checks that fail.
+// Failed are the checks for which the server is not ready.
 func (d *indexData) Failed() (failed []checkView) {
 	for _, c := range d.Checks {
-		if c.Error != "" {
+		if c.Error != "" && !c.Warning {
 			failed = append(failed, c)
 		}
 	}
 	return failed
+}
+
+// Warned names the checks that fail while mail is taken.
+func (d *indexData) Warned() string {
+	var names []string
+	for _, c := range d.Checks {
+		if c.Warning {
+			names = append(names, c.Name)
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// Well is whether nothing calls for anybody.
+func (d *indexData) Well() bool {
+	return d.Ready && d.Warned() == "" && !slices.ContainsFunc(d.Problems, func(p vitals.Problem) bool { return p.Severity != vitals.Info })
 }
 
 // Passed names the checks that pass.
@@ -230,9 +247,12 @@ func writeIndex(w io.Writer, _ *http.Request, data any) error {
 	fmt.Fprintf(w, "chasquid %s on %s, %s, %s\nup %s, since %s\n\n", printable(d.Build.Version), printable(d.Host), d.Build.GoVersion, d.Platform,
 		span(time.Since(d.Started)), utc(d.Started))
 	if d.Ready {
-		fmt.Fprintf(w, "READY (%s)\n", d.Passed())
+		fmt.Fprintf(w, "READY: mail is taken (%s)\n", d.Passed())
+		if names := d.Warned(); names != "" {
+			fmt.Fprintf(w, "  but not well: %s\n", names)
+		}
 	} else {
-		fmt.Fprintln(w, "NOT READY")
+		fmt.Fprintln(w, "NOT READY: no mail is taken")
 		for _, c := range d.Failed() {
 			fmt.Fprintf(w, "  %s: %s\n", c.Name, printable(c.Error))
 		}

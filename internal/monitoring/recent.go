@@ -189,9 +189,11 @@ func destination(r *mail.Recipient) string {
 	return clip(strings.ToLower(r.To.Domain))
 }
 
-// outcomeText is a failure in words.
+// outcomeText is a failure in words: those of the other server, if it said any.
 func outcomeText(o *mail.Outcome) string {
 	switch {
+	case o.MTA != "" && o.Reply.Code != 0:
+		return o.Reply.String()
 	case o.Err != nil:
 		return o.Err.Error()
 	case o.Reply.Code != 0:

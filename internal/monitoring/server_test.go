@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/monitoring/vitals"
 )
 
 // serve runs a server on loopback for the test and returns its URL.
@@ -127,8 +128,8 @@ func TestReady(t *testing.T) {
 	var full atomic.Bool
 	hang := func(ctx context.Context) error { <-ctx.Done(); return nil }
 	_, url := serve(t, Config{Checks: []Check{
-		{"listeners", func(context.Context) error { return nil }},
-		{"queue_dir", func(context.Context) error {
+		{Name: "listeners", Run: func(context.Context) error { return nil }},
+		{Name: "queue_dir", Run: func(context.Context) error {
 			if full.Load() {
 				return errors.New("disk is full: free some space on /var")
 			}
@@ -158,13 +159,51 @@ func TestReady(t *testing.T) {
 	if code, _ := get(t, url+"/healthz"); code != 200 {
 		t.Errorf("healthz: %d: nothing outside may make it fail", code)
 	}
-	s := New(Config{Checks: []Check{{"resolver", hang}, {"mda", func(context.Context) error { panic("boom") }}}})
+	testWarnings(t)
+	s := New(Config{Checks: []Check{{Name: "resolver", Run: hang}, {Name: "mda", Run: func(context.Context) error { panic("boom") }}}})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	for _, r := range s.RunChecks(ctx) {
 		if r.Name == "mda" && r.Err == nil {
 			t.Error("a panicking check passed")
 		}
+	}
+}
+
+// testWarnings: what does not keep mail out leaves the server ready, be it found by the check itself or by the rules; and what a check has said
+// is said for a moment more.
+func testWarnings(t *testing.T) {
+	t.Helper()
+	disk := errors.New("no space")
+	s := New(Config{Checks: []Check{
+		{Name: "queue_space", Run: func(context.Context) error { return disk }, Hold: time.Minute},
+		{Name: "mda", Run: func(context.Context) error { return errors.New("no such program") }, Warning: true},
+		{Name: "resolver", Warning: true},
+	}})
+	web := httptest.NewServer(s) // no samples are taken
+	defer web.Close()
+	url := web.URL
+	list := []vitals.Problem{{Alert: "ChasquidDNSFailing", Check: "resolver", Severity: vitals.Page, Text: "The DNS fails"},
+		{Alert: "ChasquidClockJump", Severity: vitals.Ticket, Text: "The clock was set"}}
+	s.problems.Store(&list)
+	const rest = "[!] mda: no such program\n[!] resolver: The DNS fails\n[!] ChasquidClockJump: The clock was set\n"
+	if code, body := get(t, url+"/readyz?verbose&exclude=queue_space"); code != 200 || body != "[+] queue_space: excluded\n"+rest+"ready, with warnings: mda, resolver\n" {
+		t.Errorf("warnings: %d %q", code, body)
+	}
+	if code, body := get(t, url+"/readyz?verbose"); code != 503 || body != "[-] queue_space: no space\n"+rest+"not ready: queue_space\n" {
+		t.Errorf("warnings and a failure: %d %q", code, body)
+	}
+	disk = nil
+	if code, body := get(t, url+"/readyz"); code != 503 || body != "not ready: queue_space\n" {
+		t.Errorf("a moment later: %d %q", code, body)
+	}
+	for _, name := range []string{"mda", "resolver"} {
+		if code, _ := get(t, url+"/readyz/"+name); code != 503 {
+			t.Errorf("%s alone: %d", name, code)
+		}
+	}
+	if _, body := get(t, url+"/?format=text"); !strings.Contains(body, "NOT READY: no mail is taken\n  queue_space") {
+		t.Errorf("the index: %s", body)
 	}
 }
 
@@ -186,7 +225,7 @@ func TestPagesSurvive(t *testing.T) {
 // TestEscaping puts markup into everything a stranger can name.
 func TestEscaping(t *testing.T) {
 	const evil = `<script>alert(1)</script>"'&`
-	_, url := serve(t, Config{Hostname: evil, Checks: []Check{{"config", func(context.Context) error { return errors.New(evil) }}},
+	_, url := serve(t, Config{Hostname: evil, Checks: []Check{{Name: "config", Run: func(context.Context) error { return errors.New(evil) }}},
 		Status: func() Status {
 			return Status{Listeners: []ListenerStatus{{Address: evil, Mode: evil}}, Certificates: []CertificateStatus{{Name: evil, Names: []string{evil}}},
 				ReloadErr: errors.New(evil), Rejections: []Rejection{{Client: evil, From: evil, To: evil, Reason: evil}}}

@@ -178,8 +178,8 @@ func (s *site) config() Config {
 	m := s.mark
 	return Config{Hostname: "mail.example.org" + m, Build: Build{"1.0" + m, time.Unix(1767225600, 0), "go1.26"}, Started: time.Now().Add(-51 * time.Hour), Metrics: s.reg,
 		Queue: s.queue, Traces: s.rec, History: s.history, Recent: s.recent, Log: s.log, Exit: func() {},
-		Checks: []Check{{"listeners", func(context.Context) error { return nil }}, {"queue_dir", func(context.Context) error { return nil }},
-			{"certificates", func(context.Context) error {
+		Checks: []Check{{Name: "listeners", Run: func(context.Context) error { return nil }}, {Name: "queue_dir", Run: func(context.Context) error { return nil }},
+			{Name: "certificates", Run: func(context.Context) error {
 				if m != "" {
 					return errors.New("the certificate has expired" + m)
 				}

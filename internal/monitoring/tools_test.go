@@ -21,6 +21,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
 	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/smtp"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
@@ -378,7 +379,7 @@ func TestHangingCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int32
 		free := make(chan bool)
-		s := New(Config{Checks: []Check{{"resolver", func(context.Context) error { runs.Add(1); <-free; return nil }}}})
+		s := New(Config{Checks: []Check{{Name: "resolver", Run: func(context.Context) error { runs.Add(1); <-free; return nil }}}})
 		for range 3 {
 			start := time.Now()
 			r := s.RunChecks(t.Context())
@@ -431,3 +432,22 @@ func TestWaterfall(t *testing.T) {
 }
 
 func abs(n int) int { return max(n, -n) }
+
+// TestWords checks that of a failure the words of the other server are shown, or the innermost of ours.
+func TestWords(t *testing.T) {
+	reply := smtp.NewReply(451, "4.7.28", "too much")
+	wrapped := errors.New("all MXs returned transient failures (last: Could not dial: connection refused)")
+	for _, c := range []struct {
+		o    mail.Outcome
+		want string
+	}{
+		{mail.Outcome{MTA: "mx.example", Reply: reply, Err: wrapped}, "451 4.7.28 too much"},
+		{mail.Outcome{MTA: "mx.example", Err: wrapped}, "Could not dial: connection refused"},
+		{mail.Outcome{Err: errors.New("no such file")}, "no such file"},
+		{mail.Outcome{Reason: mail.ReasonDNS}, "dns_error"},
+	} {
+		if got := core(outcomeText(&c.o)); got != c.want {
+			t.Errorf("%+v: %q, want %q", c.o, got, c.want)
+		}
+	}
+}

@@ -26,8 +26,9 @@ func (s Severity) rank() int { return slices.Index([]Severity{Page, Ticket, Info
 type Problem struct {
 	Alert    string    `json:"alert"` // the name of the alert it belongs to
 	Severity Severity  `json:"severity"`
-	Text     string    `json:"text"` // a sentence or two that name the cause; parts of it may come from strangers
-	Link     string    `json:"link"` // the page that tells more
+	Text     string    `json:"text"`            // a sentence or two that name the cause; parts of it may come from strangers
+	Link     string    `json:"link"`            // the page that tells more
+	Check    string    `json:"check,omitempty"` // the health check that fails with it
 	Trace    trace.ID  `json:"trace,omitzero"`
 	Since    time.Time `json:"since"`
 }
@@ -42,6 +43,18 @@ type Evidence struct {
 	Examples     map[string]Example
 	Senders      []Sender // who sent most in the last hour, most first
 	Resolvers    []string
+	Unresolved   int       // domains that the DNS gave no answer for in the last minutes; 0: not known
+	Failing      []Failing // health checks that fail
+	MinFree      int64     // bytes of disk that mail from outside leaves free
+	Refused      Example   // the last message refused because of us
+	Hook         trace.ID  // of the last run of a hook that failed
+	Handshake    trace.ID  // of the last session that ended over our certificate
+}
+
+// Failing is a health check that fails.
+type Failing struct {
+	Name, Err string
+	Warning   bool // mail is taken all the same
 }
 
 // Certificate is one in use.
@@ -83,13 +96,11 @@ type Sender struct {
 // rule looks for one kind of problem. s.mu is held.
 type rule func(s *Sampler, e *Evidence) []Problem
 
-// rules are all of them.
+// rules are all of them. Causes come before what they cause: that is the order in which they are told.
 var rules = []rule{
-	acceptErrors, acceptSlow, noInbound, loginBackend, loginGuessing, harvest, spike,
-	queueSize, queueAge, diskErrors, diskSlow, diskSpace,
-	ownFailures, farFailures, dead, providers, reputation, stuck,
-	resolver, hooksBroken, unsigned,
-	certificates, certificateFiles, reloading, panics, history, logging, overflow, leak, clock, stale,
+	diskErrors, diskSpace, resolver, hooksBroken, stuck, loginBackend, certificates, ownFailures, dead, providers, farFailures, reputation, unsigned, clock,
+	acceptErrors, acceptSlow, noInbound, loginGuessing, harvest, spike, queueSize, queueAge, diskSlow,
+	certificateFiles, reloading, panics, history, logging, overflow, leak, stale,
 }
 
 // Problems judges the samples, worst first. It is called with each sample: it remembers since when what is there.
@@ -100,6 +111,7 @@ func (s *Sampler) Problems(e *Evidence) []Problem {
 	for _, r := range rules {
 		list = append(list, r(s, e)...)
 	}
+	list = append(list, checks(list, e)...)
 	began := map[string]time.Time{}
 	for i := range list {
 		p := &list[i]
@@ -114,6 +126,14 @@ func (s *Sampler) Problems(e *Evidence) []Problem {
 	slices.SortStableFunc(list, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Severity.rank(), b.Severity.rank()), a.Since.Compare(b.Since))
 	})
+	return list
+}
+
+// in names the health check that fails with the problems.
+func in(check string, list []Problem) []Problem {
+	for i := range list {
+		list[i].Check = check
+	}
 	return list
 }
 

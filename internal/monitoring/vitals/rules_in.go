@@ -11,18 +11,24 @@ import (
 const messages = "chasquid_smtp_in_messages_total"
 
 // acceptErrors: mail is refused for reasons that are ours.
-func acceptErrors(s *Sampler, _ *Evidence) []Problem {
+func acceptErrors(s *Sampler, e *Evidence) []Problem {
 	ours := s.grew(messages, 5*time.Minute, "result", "server_error")
 	all := s.grew(messages, 5*time.Minute, "result", "accepted|rejected|server_error")
 	if ours < 3 && (all < 20 || ours <= 0.0144*all) || ours == 0 {
+		return nil
+	}
+	if s.over("accept", s.grewAt(messages, "result", "server_error"), s.grewAt(messages, "result", "accepted")) {
 		return nil
 	}
 	why := ""
 	if by := s.grewBy("chasquid_queue_puts_total", "result", 5*time.Minute, "result", "full|error"); len(by) > 0 {
 		why = " The queue did not take them: " + listing(by) + "."
 	}
-	return one("ChasquidAcceptErrorsBudgetBurn", Page, "/debug/messages?state=refused", trace.ID{},
-		"%.0f of %s of the last 5 minutes had to come back because of errors of ours.%s", ours, plural(all, "message"), why)
+	if e.Refused.Text != "" {
+		why += " The last answer: " + e.Refused.Text
+	}
+	return one("ChasquidAcceptErrorsBudgetBurn", Page, "/debug/messages?state=refused", e.Refused.Trace,
+		"%.0f of %s of the last 5 minutes could not be taken because of errors of ours; their senders will try again.%s", ours, plural(all, "message"), why)
 }
 
 // acceptSlow: clients wait for their 250.
@@ -64,10 +70,14 @@ const logins = "chasquid_auth_attempts_total"
 func loginBackend(s *Sampler, _ *Evidence) []Problem {
 	by := s.grewBy(logins, "backend", 10*time.Minute, "result", "backend_error")
 	name, n := largest(by)
-	if n == 0 {
+	if n == 0 || s.over("login", s.grewAt(logins, "result", "backend_error"), s.grewAt(logins, "backend", name, "result", "ok|bad_credentials")) {
 		return nil
 	}
-	return one("ChasquidAuthBackendErrors", Page, "/debug/auth", trace.ID{}, "Passwords cannot be checked: %s of the last 10 minutes failed because of %s itself.", plural(n, "login"), name)
+	what := "the files of users cannot be read"
+	if name == "dovecot" {
+		what = "Dovecot does not answer. Does it run, and may we open its sockets?"
+	}
+	return in("auth", one("ChasquidAuthBackendErrors", Page, "/debug/auth", trace.ID{}, "Users cannot log in: for %s of the last 10 minutes the password could not be checked: %s", plural(n, "login"), what))
 }
 
 // loginGuessing: somebody tries passwords.
@@ -113,10 +123,10 @@ func spike(s *Sampler, e *Evidence) []Problem {
 	switch {
 	case usual == usual && now > 100 && now > 10*usual:
 		return one("ChasquidSubmissionSpike", Ticket, "/debug/auth", top.Trace,
-			"Users sent to %s in the last 30 minutes, more than ten times the usual %.0f: an account may be stolen.%s", plural(now, "recipient"), usual, who)
+			"Users sent to %s in the last 30 minutes, more than ten times the usual %.0f: an account may be stolen.%s Look at what it sends; change the password, hold its mail.", plural(now, "recipient"), usual, who)
 	case usual != usual && top.Recipients >= 200:
 		return one("ChasquidSubmissionSpike", Ticket, "/debug/auth", top.Trace,
-			"%s sent to %s in the last hour: the account may be stolen. What is usual is not known yet, as the server runs for less than two hours.", top.User, plural(top.Recipients, "recipient"))
+			"%s sent to %s in the last hour: the account may be stolen. Look at what it sends; change the password, hold its mail. (What is usual is not known yet: the server runs for less than two hours.)", top.User, plural(top.Recipients, "recipient"))
 	}
 	return nil
 }

@@ -1,7 +1,9 @@
 package vitals
 
 import (
+	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,30 +12,41 @@ import (
 
 func escape(s string) string { return url.QueryEscape(s) }
 
+const lookups = "chasquid_dns_lookups_total"
+
 // resolver: the DNS does not answer.
 func resolver(s *Sampler, e *Evidence) []Problem {
-	const family = "chasquid_dns_lookups_total"
-	by := s.grewBy(family, "result", 5*time.Minute, "result", "timeout|temporary|error")
-	all := s.grew(family, 5*time.Minute)
-	if n := total(by); n < 3 || n <= 0.1*all {
+	const bad = "timeout|temporary|error"
+	by := s.grewBy(lookups, "result", 5*time.Minute, "result", bad)
+	all := s.grew(lookups, 5*time.Minute)
+	if n := total(by); n < 3 || n <= 0.1*all || s.over("resolver", s.grewAt(lookups, "result", bad), s.grewAt(lookups, "result", "ok|notfound")) {
 		return nil
+	}
+	if e.Unresolved > 0 && e.Unresolved < 3 && by["error"] < 3 {
+		return nil // it is those domains whose servers do not answer
 	}
 	where := ""
 	if len(e.Resolvers) > 0 {
-		where = " The servers asked are " + strings.Join(e.Resolvers, ", ") + "."
+		where = " The servers asked are " + strings.Join(e.Resolvers, ", ") + ": do they run, and can they be reached?"
 	}
-	return one("ChasquidDNSFailing", Page, "/debug/dns", trace.ID{}, "The DNS fails: %.0f of %s of the last 5 minutes got no answer (%s).%s", total(by), plural(all, "look-up"), listing(by), where)
+	return in("resolver", one("ChasquidDNSFailing", Page, "/debug/dns", e.Examples["dns_error"].Trace, "The DNS fails: %.0f of %s of the last 5 minutes got no answer (%s).%s "+
+		"Mail is taken, but what goes out waits, and senders are not checked.", total(by), plural(all, "look-up"), listing(by), where))
 }
 
+// hookFiles are the programs behind the names of hooks.
+var hookFiles = map[string]string{"post_data": "hooks/post-data", "alias_resolve": "hooks/alias-resolve", "alias_exists": "hooks/alias-exists"}
+
 // hooksBroken: hooks that do not do their work.
-func hooksBroken(s *Sampler, _ *Evidence) (list []Problem) {
-	const family = "chasquid_hook_runs_total"
+func hooksBroken(s *Sampler, e *Evidence) (list []Problem) {
+	const family, bad = "chasquid_hook_runs_total", "timeout|bad_output|exec_error"
 	all := s.grewBy(family, "hook", 10*time.Minute)
-	for hook, n := range s.grewBy(family, "hook", 10*time.Minute, "result", "timeout|bad_output|exec_error") {
-		if n > 0.05*all[hook] {
-			how := s.grewBy(family, "result", 10*time.Minute, "hook", hook, "result", "timeout|bad_output|exec_error")
-			list = append(list, one("ChasquidHookBroken", Page, "/debug/traces?b=-2&family="+trace.Hook.String(), trace.ID{}, "The hook %s is broken: %.0f of %s of the last 10 minutes failed (%s).", hook, n, plural(all[hook], "run"), listing(how))...)
+	for hook, n := range s.grewBy(family, "hook", 10*time.Minute, "result", bad) {
+		if n <= 0.05*all[hook] || s.over(hook, s.grewAt(family, "hook", hook, "result", bad), s.grewAt(family, "hook", hook, "result", "success|permanent|temporary")) {
+			continue
 		}
+		how := s.grewBy(family, "result", 10*time.Minute, "hook", hook, "result", bad)
+		list = append(list, in("hooks", one("ChasquidHookBroken", Page, "/debug/traces?b=-2&family="+trace.Hook.String(), e.Hook,
+			"The hook %s is broken: %.0f of %s of the last 10 minutes failed (%s). Mail it should have judged is put off.", hookFiles[hook], n, plural(all[hook], "run"), listing(how)))...)
 	}
 	return list
 }
@@ -48,7 +61,8 @@ func stuck(_ *Sampler, e *Evidence) (list []Problem) {
 		}
 		switch o.Family {
 		case trace.Hook:
-			list = append(list, one("ChasquidHookHung", Page, "/debug/traces?state=active&family="+trace.Hook.String(), o.Trace, "A hook hangs: %s has been running for %s.", o.Title, short(o.For))...)
+			list = append(list, in("hooks", one("ChasquidHookHung", Page, "/debug/traces?state=active&family="+trace.Hook.String(), o.Trace,
+				"A hook hangs: %s has been running for %s. Clients wait for it, and are put off when its time is over: look at what the hook itself waits for.", o.Title, short(o.For)))...)
 		case trace.DeliveryLocal, trace.DeliveryPipe:
 			list = append(list, one("ChasquidLocalDeliveryFailing", Ticket, "/debug/traces?state=active&family="+o.Family.String(), o.Trace, "A local delivery hangs: %s has been running for %s.", o.Title, short(o.For))...)
 		}
@@ -68,15 +82,20 @@ func unsigned(s *Sampler, _ *Evidence) []Problem {
 // certificates: what has ended, or will soon.
 func certificates(_ *Sampler, e *Evidence) (list []Problem) {
 	for _, c := range e.Certificates {
-		left := c.NotAfter.Sub(e.Now)
+		left, alert, sev, check := c.NotAfter.Sub(e.Now), "ChasquidCertExpires2d", Page, "certificates"
+		text := fmt.Sprintf("The certificate %s expires in %s. Renew it; the new one is loaded by itself.", c.Name, short(left))
 		switch {
 		case left < 0:
-			list = append(list, one("ChasquidCertExpires2d", Page, "/debug/certs#"+escape(c.Name), trace.ID{}, "The certificate %s expired %s ago, on %s. Clients and other servers turn away, or send unprotected. Renew it; it is loaded by itself.", c.Name, short(-left), c.NotAfter.UTC().Format(time.DateTime))...)
+			text = fmt.Sprintf("The certificate %s expired %s ago, on %s UTC. Mail programs of users and careful servers turn away, others go on. Renew it; the new one is loaded by itself.",
+				c.Name, short(-left), c.NotAfter.UTC().Format(time.DateTime))
 		case left < 48*time.Hour:
-			list = append(list, one("ChasquidCertExpires2d", Page, "/debug/certs#"+escape(c.Name), trace.ID{}, "The certificate %s expires in %s.", c.Name, short(left))...)
+			check = ""
 		case left < 21*24*time.Hour:
-			list = append(list, one("ChasquidCertExpires21d", Ticket, "/debug/certs#"+escape(c.Name), trace.ID{}, "The certificate %s expires in %s.", c.Name, short(left))...)
+			alert, sev, check = "ChasquidCertExpires21d", Ticket, ""
+		default:
+			continue
 		}
+		list = append(list, in(check, one(alert, sev, "/debug/certs#"+escape(c.Name), e.Handshake, "%s", text))...)
 	}
 	return list
 }
@@ -93,7 +112,7 @@ func reloading(_ *Sampler, e *Evidence) []Problem {
 	if e.ReloadErr == "" {
 		return nil
 	}
-	return one("ChasquidReloadFailed", Ticket, "/debug/log?q=reload", trace.ID{}, "The last reload failed, what was loaded before is in use: %s", e.ReloadErr)
+	return in("config", one("ChasquidReloadFailed", Ticket, "/debug/log?q=reload", trace.ID{}, "The last reload failed, what was loaded before is in use: %s", e.ReloadErr))
 }
 
 func panics(s *Sampler, _ *Evidence) []Problem {
@@ -152,7 +171,7 @@ func clock(s *Sampler, _ *Evidence) []Problem {
 	if s.jump < 0 {
 		way = "back"
 	}
-	return one("ChasquidClockJump", Ticket, "/debug/queue?sort=next", trace.ID{}, "The clock of this machine was set %s by %s, %s ago. Times of retries, ages in the queue and the validity of certificates follow the clock.", way, short(s.jump.Abs()), short(s.mono-s.jumpAt))
+	return one("ChasquidClockJump", Ticket, "/debug/queue?sort=next", trace.ID{}, "The clock of this machine was set %s by %s, %s ago. Times of retries, ages in the queue and the validity of certificates follow the clock. If this was no correction, look at the time service.", way, short(s.jump.Abs()), short(s.mono-s.jumpAt))
 }
 
 // stale: a loop that should have run.
@@ -163,4 +182,19 @@ func stale(s *Sampler, e *Evidence) []Problem {
 		return nil
 	}
 	return one("ChasquidSTSRefreshStalled", Ticket, "/debug/sts", trace.ID{}, "The MTA-STS policies were not refreshed for %s.", short(age))
+}
+
+// checks: health checks that fail for what no rule has seen.
+func checks(found []Problem, e *Evidence) (list []Problem) {
+	for _, c := range e.Failing {
+		if slices.ContainsFunc(found, func(p Problem) bool { return p.Check == c.Name }) {
+			continue
+		}
+		text := "The check " + c.Name + " fails: " + c.Err
+		if !c.Warning {
+			text = "No mail is taken. " + text
+		}
+		list = append(list, in(c.Name, one("ChasquidNotReady", Page, "/readyz?verbose", trace.ID{}, "%s", text))...)
+	}
+	return list
 }

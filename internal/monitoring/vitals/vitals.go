@@ -45,6 +45,7 @@ type Sampler struct {
 	jumpAt  time.Duration // monotonic time of the last jump
 	jumps   int
 	began   map[string]time.Time
+	ends    map[string]*end
 }
 
 // ring is one series and what is needed to go on with it.
@@ -59,7 +60,7 @@ type ring struct {
 
 // New returns an empty Sampler.
 func New() *Sampler {
-	s := &Sampler{windows: map[string]*window{}, began: map[string]time.Time{}}
+	s := &Sampler{windows: map[string]*window{}, began: map[string]time.Time{}, ends: map[string]*end{}}
 	for _, sp := range specs {
 		s.rings = append(s.rings, ring{spec: sp})
 	}

@@ -101,7 +101,7 @@ func TestRules(t *testing.T) {
 			w.add("chasquid_queue_puts_total", 3, "smtp", "error")
 		},
 			func(w *world) { w.add(messages, 1, "smtp", "server_error"); w.add(messages, 300, "smtp", "accepted") }},
-		{"password backend", "ChasquidAuthBackendErrors", Page, "because of dovecot", func(w *world) { w.add(logins, 1, "smtp", "dovecot", "backend_error") },
+		{"password backend", "ChasquidAuthBackendErrors", Page, "Dovecot does not answer", func(w *world) { w.add(logins, 1, "smtp", "dovecot", "backend_error") },
 			func(w *world) { w.add(logins, 5, "smtp", "dovecot", "bad_credentials") }},
 		{"guessing", "ChasquidAuthBruteForce", Info, "guesses passwords", func(w *world) { w.add(logins, 1000, "smtp", "userdb", "bad_credentials") }, func(w *world) { w.add(logins, 800, "smtp", "userdb", "bad_credentials") }},
 		{"harvest", "ChasquidDirectoryHarvest", Info, "2000 unknown", func(w *world) { w.add("chasquid_smtp_in_recipients_total", 2000, "smtp", "unknown_user") },
@@ -112,14 +112,33 @@ func TestRules(t *testing.T) {
 		{"queue grows", "ChasquidQueueGrows", Ticket, "grew from 10 to 5000", func(w *world) { w.queue(10, 1e6); w.pass(time.Minute); w.queue(5000, 1e6) }, func(w *world) { w.queue(10, 1e6); w.pass(time.Minute); w.queue(900, 1e6) }},
 		{"old message", "ChasquidQueueOldest", Ticket, "for 5 h", func(w *world) { w.oldest(5 * 3600) }, func(w *world) { w.oldest(3 * 3600) }},
 		{"disk errors", "ChasquidQueueDiskErrors", Page, "fsync 1", func(w *world) { w.add("chasquid_queue_disk_errors_total", 1, "fsync") }, func(*world) {}},
-		{"disk full", "ChasquidDiskWillFill", Page, "100 MiB are free", func(w *world) { w.disk(100 << 20) }, func(w *world) { w.disk(10 << 30) }},
-		{"wrong delivery program", "ChasquidLocalDeliveryFailing", Page, "the local delivery program fails (mda_error). The last one, to bob@example.org: fork/exec /no: no such file", func(w *world) {
-			w.add(failures, 1, "deferred", "mda_error")
+		{"disk full", "ChasquidDiskWillFill", Page, "The disk is full: 100 MiB are free", func(w *world) { w.disk(100 << 20) }, func(w *world) { w.disk(10 << 30) }},
+		{"disk full, as configured", "ChasquidDiskWillFill", Page, "below 2.0 GiB", func(w *world) { w.e.MinFree = 2 << 30; w.disk(1 << 30) }, func(w *world) { w.e.MinFree = 16 << 20; w.disk(17 << 20) }},
+		{"disk nearly full", "ChasquidDiskWillFill", Ticket, "400 MiB are free", func(w *world) { w.disk(400 << 20) }, func(w *world) { w.disk(600 << 20) }},
+		{"disk of the log full", "ChasquidDiskWillFill", Ticket, "its log does not", func(w *world) { w.set("chasquid_filesystem_free_bytes", 1000, "log") }, func(w *world) { w.set("chasquid_filesystem_free_bytes", 2<<20, "log") }},
+		{"failing check", "ChasquidNotReady", Page, "No mail is taken. The check listeners fails: none is open", func(w *world) { w.e.Failing = []Failing{{Name: "listeners", Err: "none is open"}} }, func(*world) {}},
+		{"failing check that a rule explains", "ChasquidReloadFailed", Ticket, "line 3", func(w *world) {
+			w.e.ReloadErr, w.e.Failing = "line 3", []Failing{{Name: "config", Err: "line 3", Warning: true}}
+		}, func(*world) {}},
+		{"wrong delivery program", "ChasquidLocalDeliveryFailing", Page, "the local delivery fails: 3 attempts of the last 10 minutes failed (mda_error). The last one, to bob@example.org: fork/exec /no: no such file. Mail waits in the queue", func(w *world) {
+			w.add(failures, 3, "deferred", "mda_error")
+			w.add(attempts, 3, "local", "deferred")
 			w.e.Examples["mda_error"] = Example{To: "bob@example.org", Text: "fork/exec /no: no such file"}
 		}, func(w *world) {
 			w.add(failures, 1, "deferred", "remote_greylist")
 			w.add("chasquid_delivery_attempts_total", 1, "remote", "deferred")
 		}},
+		{"a full mailbox", "ChasquidLocalDeliveryFailing", Ticket, "Some users do not get their mail: 3 attempts", func(w *world) {
+			w.add(failures, 3, "deferred", "mda_error")
+			w.add(attempts, 3, "local", "deferred")
+			w.add(attempts, 30, "local", "delivered")
+		}, func(w *world) { w.add(attempts, 30, "local", "delivered") }},
+		{"domains without DNS", "ChasquidRemoteDeliveryFailing", Ticket, "Mail for some domains cannot leave", func(w *world) {
+			w.e.Unresolved = 1
+			w.add(failures, 3, "deferred", "dns_error")
+			w.add(lookups, 3, "mx", "temporary")
+			w.add(lookups, 3, "mx", "ok")
+		}, func(w *world) { w.add(failures, 2, "deferred", "dns_error") }},
 		{"far failures", "ChasquidRemoteDeliveryFailing", Ticket, "80 % of all deliveries: 8 delivery attempts of the last 10 minutes failed because the other server finds that we send too much", func(w *world) {
 			w.add(failures, 8, "deferred", "remote_rate_limit")
 			w.add("chasquid_delivery_attempts_total", 10, "remote", "deferred")
@@ -128,7 +147,8 @@ func TestRules(t *testing.T) {
 			w.add("chasquid_delivery_attempts_total", 100, "remote", "delivered")
 		}},
 		{"dead relay", "ChasquidRemoteDeliveryFailing", Page, "The relay relay.example:587, which mail leaves through, cannot be used: refused. 3 deliveries wait. It is tried again in 30 s.", func(w *world) {
-			w.e.Dead = []Dead{{Name: "relay:relay.example:587", Waiting: 3, Err: "refused", ProbeAt: w.now.Add(Step + 30*time.Second)}}
+			w.e.Dead = []Dead{{Name: "relay:relay.example:587 smtp://relay.example:587 for a.example", Waiting: 2, Err: "refused", ProbeAt: w.now.Add(Step + 30*time.Second)},
+				{Name: "relay:relay.example:587 smtp://relay.example:587 for b.example", Waiting: 1, Err: "refused"}}
 		}, func(*world) {}},
 		{"dead site", "ChasquidRemoteDeliveryFailing", Info, "The hosts of x.example cannot be used: timeout. 1 delivery waits.", func(w *world) { w.e.Dead = []Dead{{Name: "x.example", Waiting: 1, Err: "timeout"}} }, func(*world) {}},
 		{"many dead sites", "ChasquidRemoteDeliveryFailing", Ticket, "2 destinations more cannot be used either; 4 deliveries wait", func(w *world) {
@@ -152,7 +172,7 @@ func TestRules(t *testing.T) {
 		}},
 		{"put off by policy", "ChasquidReputation", Ticket, "put our mail off by policy (4.7.x)", func(w *world) { w.add("chasquid_delivery_remote_replies_total", 6, "end_of_data", "4.7") },
 			func(w *world) { w.add("chasquid_delivery_remote_replies_total", 4, "end_of_data", "4.7") }},
-		{"dead resolver", "ChasquidDNSFailing", Page, "30 of 40 look-ups of the last 5 minutes got no answer (timeout 30). The servers asked are 127.0.0.1:53.", func(w *world) {
+		{"dead resolver", "ChasquidDNSFailing", Page, "30 of 40 look-ups of the last 5 minutes got no answer (timeout 30). The servers asked are 127.0.0.1:53: do they run, and can they be reached?", func(w *world) {
 			w.e.Resolvers = []string{"127.0.0.1:53"}
 			w.add("chasquid_dns_lookups_total", 30, "mx", "timeout")
 			w.add("chasquid_dns_lookups_total", 10, "mx", "ok")
@@ -160,7 +180,9 @@ func TestRules(t *testing.T) {
 			w.add("chasquid_dns_lookups_total", 3, "mx", "timeout")
 			w.add("chasquid_dns_lookups_total", 100, "mx", "notfound")
 		}},
-		{"broken hook", "ChasquidHookBroken", Page, "post_data is broken: 2 of 4 runs", func(w *world) {
+		{"dead resolver, not only for one domain", "ChasquidDNSFailing", Page, "30 of 30", func(w *world) { w.e.Unresolved = 3; w.add(lookups, 30, "mx", "timeout") },
+			func(w *world) { w.e.Unresolved = 2; w.add(lookups, 30, "mx", "timeout") }},
+		{"broken hook", "ChasquidHookBroken", Page, "hooks/post-data is broken: 2 of 4 runs", func(w *world) {
 			w.add("chasquid_hook_runs_total", 2, "post_data", "timeout")
 			w.add("chasquid_hook_runs_total", 2, "post_data", "success")
 		},
@@ -212,6 +234,11 @@ func TestRules(t *testing.T) {
 				if !fire && found != nil {
 					t.Errorf("found without reason: %+v", found)
 				}
+				for _, p := range w.problems() {
+					if fire && p.Alert == "ChasquidNotReady" && c.alert != p.Alert {
+						t.Errorf("told twice: %+v", p)
+					}
+				}
 				if found != nil && (!strings.HasPrefix(found.Link, "/") || found.Since.IsZero()) {
 					t.Errorf("without link or time: %+v", found)
 				}
@@ -255,6 +282,83 @@ func TestProblemsEnd(t *testing.T) {
 	w.pass(5 * time.Minute)
 	if list := w.problems(); len(list) != 0 {
 		t.Errorf("still there: %+v", list)
+	}
+}
+
+// TestOver checks that a trouble is over soon after it was mended, not while it goes on, and that one that comes and goes does not blink.
+func TestOver(t *testing.T) {
+	w := newWorld(t)
+	w.pass(Step)
+	there := func() bool { return len(w.problems()) > 0 }
+	fail := func() { w.add(lookups, 30, "mx", "timeout") }
+	well := func() { w.add(lookups, 3, "mx", "ok") }
+	fail()
+	w.pass(Step)
+	if !there() {
+		t.Fatal("not found")
+	}
+	w.pass(time.Minute)
+	if !there() {
+		t.Error("over though nothing went well")
+	}
+	fail()
+	well()
+	w.pass(Step)
+	well()
+	w.pass(Step)
+	if !there() {
+		t.Error("over within one step of a failure")
+	}
+	w.pass(Step)
+	if there() {
+		t.Errorf("not over: %+v", w.problems())
+	}
+	// It comes back, and each time it takes longer until it is believed to be over.
+	for _, want := range []time.Duration{40 * time.Second, 80 * time.Second} {
+		fail()
+		w.pass(Step)
+		if !there() {
+			t.Fatal("not found when it came back")
+		}
+		var held time.Duration
+		for ; there(); held += Step {
+			well()
+			w.pass(Step)
+		}
+		if held != want {
+			t.Errorf("over after %v, want %v", held, want)
+		}
+	}
+}
+
+// TestToldOnce checks that what one rule tells better is not told by others as well, and that causes come first.
+func TestToldOnce(t *testing.T) {
+	w := newWorld(t)
+	w.pass(Step)
+	w.add("chasquid_delivery_provider_attempts_total", 30, "google", "deferred")
+	w.add(attempts, 30, "remote", "deferred")
+	w.add(failures, 30, "deferred", "remote_rate_limit")
+	w.add("chasquid_delivery_remote_replies_total", 30, "RCPT", "4.7")
+	w.pass(Step)
+	if list := w.problems(); len(list) != 1 || list[0].Alert != "ChasquidProviderDeferring" {
+		t.Errorf("a provider: %+v", list)
+	}
+	w = newWorld(t)
+	w.pass(Step)
+	w.add(lookups, 30, "mx", "timeout")
+	w.add(failures, 30, "deferred", "dns_error")
+	w.pass(Step)
+	if list := w.problems(); len(list) != 1 || list[0].Alert != "ChasquidDNSFailing" || list[0].Check != "resolver" {
+		t.Errorf("the resolver: %+v", list)
+	}
+	w = newWorld(t)
+	w.pass(Step)
+	w.disk(1 << 20)
+	w.add(messages, 30, "smtp", "server_error")
+	w.e.Refused = Example{Text: "452 4.3.1 full", Trace: trace.ID{1}}
+	w.pass(Step)
+	if list := w.problems(); len(list) != 2 || list[0].Alert != "ChasquidDiskWillFill" || list[0].Check != "queue_space" || list[0].Trace != (trace.ID{1}) {
+		t.Errorf("the disk: %+v", list)
 	}
 }
 

@@ -21,6 +21,7 @@ type window struct {
 type tally struct {
 	labels []*dto.LabelPair
 	last   float64
+	at     time.Duration // when it grew last
 	grown  [minutes]float32
 	minute int64
 }
@@ -50,6 +51,7 @@ func (w *window) sample(f *dto.MetricFamily, mono time.Duration) {
 		v := value(m)
 		if v > t.last {
 			t.grown[minute%minutes] += float32(v - t.last)
+			t.at = mono
 		}
 		t.last = v
 	}
@@ -105,6 +107,16 @@ func (s *Sampler) grew(family string, last time.Duration, match ...string) (sum 
 		}
 	}
 	return sum
+}
+
+// grewAt returns when the metrics of a family that fit grew last.
+func (s *Sampler) grewAt(family string, match ...string) (at time.Duration) {
+	for _, t := range s.windows[family].cells {
+		if t.fits(match) {
+			at = max(at, t.at)
+		}
+	}
+	return at
 }
 
 // grewBy is grew for each value of a label.
