@@ -90,6 +90,7 @@ type Options struct {
 	Env     []string          // further environment
 	DataDir string            // instead of one below the configuration directory
 	Wrap    []string          // a program and its arguments that runs the server, such as strace
+	Local   string            // the lines about local delivery, instead of one for Maildirs below the configuration directory
 	Certs   map[string]string // name of a directory below certs/ and the host name in it; default: mail.example.test
 }
 
@@ -161,11 +162,13 @@ submission_over_tls_address: %q
 monitoring_address: %q
 data_dir: %q
 mail_log_path: %q
-local_delivery: "maildir:%s/mail/%%to_domain%%/%%to_user%%"
-`, s.SMTP, s.Submission, s.SubmissionTLS, s.Monitor, s.DataDir, filepath.Join(s.Dir, "mail.log"), s.Dir)
-	s.WriteFile("chasquid.conf", conf+o.Conf)
+`, s.SMTP, s.Submission, s.SubmissionTLS, s.Monitor, s.DataDir, filepath.Join(s.Dir, "mail.log"))
+	if o.Local == "" {
+		o.Local = fmt.Sprintf("local_delivery: \"maildir:%s/mail/%%to_domain%%/%%to_user%%\"\n", s.Dir)
+	}
+	s.WriteFile("chasquid.conf", conf+o.Local+o.Conf)
 	for dir, host := range o.Certs {
-		s.writeCert(filepath.Join("certs", dir), host, time.Now().Add(90*24*time.Hour))
+		s.WriteCert(dir, host, time.Now().Add(90*24*time.Hour))
 	}
 	if err := os.MkdirAll(filepath.Join(s.Dir, "domains"), 0755); err != nil {
 		t.Fatal(err)
@@ -221,8 +224,10 @@ func (s *Server) writeDomain(name string, d Domain) {
 	}
 }
 
-// writeCert writes a self-signed certificate that the pool CA trusts.
-func (s *Server) writeCert(dir, host string, notAfter time.Time) {
+// WriteCert writes a self-signed certificate that the pool CA trusts into a directory below certs/.
+func (s *Server) WriteCert(dir, host string, notAfter time.Time) {
+	s.t.Helper()
+	dir = filepath.Join("certs", dir)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		s.t.Fatal(err)
