@@ -195,10 +195,20 @@ func series(t *testing.T, addr, expr string) int {
 	return len(r.Result)
 }
 
-// noSeries are the expressions without a series on a healthy server, and why.
+// noSeries are what has no series on a healthy server, and why.
 var noSeries = map[string]string{
-	`probe_success{job="smtp-from-outside"}`: "there is no blackbox exporter here; TestBlackbox has one",
-	`ALERTS`:                                 "no alert fires",
+	"probe_success":             "there is no blackbox exporter here; TestBlackbox has one",
+	"chasquid_selfcheck_status": "the first look is a minute after the start, if selfcheck is on",
+	"ALERTS{":                   "no alert fires",
+}
+
+func whyNone(expr string) string {
+	for what, why := range noSeries {
+		if strings.Contains(expr, what) {
+			return why
+		}
+	}
+	return ""
 }
 
 // TestPrometheus lets a real Prometheus scrape a server that has some mail, with the shipped rules: it takes all of them, everything that
@@ -283,9 +293,8 @@ func expressionsHaveSeries(t *testing.T, addr string) {
 		add(chosen.Replace(expr))
 	}
 	for _, expr := range exprs {
-		name, _, _ := strings.Cut(expr, "{")
-		if why := noSeries[expr] + noSeries[name]; why != "" {
-			if n := series(t, addr, expr); n > 0 {
+		if why := whyNone(expr); why != "" {
+			if n := series(t, addr, expr); n > 0 && !strings.Contains(expr, "or vector(0)") {
 				t.Errorf("%s has %d series, although %s", expr, n, why)
 			}
 			continue

@@ -185,6 +185,29 @@ func TestCases(t *testing.T) {
 	}
 }
 
+// TestOrder: the tests say in which order groups are evaluated, all of them: promtool takes those it is not told of in any order, and tests
+// near a limit would fail now and then.
+func TestOrder(t *testing.T) {
+	var groups []string
+	for _, name := range strings.Fields(files) {
+		var f struct{ Groups []struct{ Name string } }
+		if err := yaml.Unmarshal([]byte(read(t, filepath.Join(dir, name))), &f); err != nil {
+			t.Fatal(name, ": ", err)
+		}
+		for _, g := range f.Groups {
+			groups = append(groups, g.Name)
+		}
+	}
+	for _, path := range suiteFiles(t) {
+		var f struct {
+			Order []string `yaml:"group_eval_order"`
+		}
+		if err := yaml.Unmarshal([]byte(read(t, path)), &f); err != nil || !slices.Equal(f.Order, groups) {
+			t.Errorf("%s: %v: the order is %q, want %q", filepath.Base(path), err, f.Order, groups)
+		}
+	}
+}
+
 // has reports whether the suite has series of all these metrics.
 func (s *suite) has(metrics []string) bool {
 	return !slices.ContainsFunc(metrics, func(name string) bool {

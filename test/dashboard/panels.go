@@ -142,6 +142,8 @@ var dependencies = []Panel{
 	{Title: "Space left", Kind: Lines, Unit: "bytes", Page: "/debug/metrics?q=filesystem", Normal: "Steady. It should not follow the queue.", Query: one("min by (instance, path) (chasquid_filesystem_free_bytes{SEL})", "{{instance}} {{path}}")},
 	{Title: "Inodes left", Kind: Lines, Unit: "short", Page: "/debug/metrics?q=filesystem", Normal: "Steady, far from 0.", Query: one("min by (instance, path) (chasquid_filesystem_free_inodes{SEL})", "{{instance}} {{path}}")},
 	{Title: "What is loaded", Kind: Lines, Unit: "short", Page: "/debug/domains", Normal: "Steps only when somebody changed something. A fall nobody made is a file that was lost.", Query: one("sum by (kind) (chasquid_config_objects{SEL})", "{{kind}}")},
+	{Title: "DNS of our domains", Kind: Lines, Unit: "bool_yes_no", Page: "/debug/domains", Normal: "Yes, with selfcheck on; nothing without. No is a record that is wrong or gone.",
+		Query: one("min by (domain, check) (chasquid_selfcheck_status{SEL})", "{{domain}} {{check}}")},
 	{Title: "Certificates end in", Kind: Lines, Unit: "s", Page: "/debug/certs", Normal: "A saw: falling, and up again at each renewal.",
 		Query: one("min by (name) (chasquid_tls_certificate_not_after_timestamp_seconds{SEL}) - time()", "{{name}}")},
 }

@@ -100,7 +100,7 @@ type rule func(s *Sampler, e *Evidence) []Problem
 var rules = []rule{
 	diskErrors, diskSpace, resolver, hooksBroken, stuck, loginBackend, certificates, ownFailures, dead, providers, farFailures, reputation, unsigned, clock,
 	acceptErrors, acceptSlow, noInbound, loginGuessing, harvest, spike, queueSize, queueAge, diskSlow,
-	certificateFiles, reloading, panics, history, logging, overflow, leak, stale,
+	certificateFiles, reloading, panics, history, logging, overflow, leak, selfcheck, stale,
 }
 
 // Problems judges the samples, worst first. It is called with each sample: it remembers since when what is there.

@@ -174,6 +174,15 @@ func clock(s *Sampler, _ *Evidence) []Problem {
 	return one("ChasquidClockJump", Ticket, "/debug/queue?sort=next", trace.ID{}, "The clock of this machine was set %s by %s, %s ago. Times of retries, ages in the queue and the validity of certificates follow the clock. If this was no correction, look at the time service.", way, short(s.jump.Abs()), short(s.mono-s.jumpAt))
 }
 
+func selfcheck(s *Sampler, _ *Evidence) (list []Problem) {
+	for _, t := range s.windows["chasquid_selfcheck_status"].cells {
+		if t.last == 0 {
+			list = append(list, one("ChasquidSelfcheckFailed", Ticket, "/debug/domains", trace.ID{}, "The DNS is not as it should be: the check %s of %s fails.", t.label("check"), t.label("domain"))...)
+		}
+	}
+	return list
+}
+
 // stale: a loop that should have run.
 func stale(s *Sampler, e *Evidence) []Problem {
 	at := s.now("chasquid_sts_cache_last_refresh_timestamp_seconds", "")[""]

@@ -59,6 +59,6 @@ var watched = []string{
 	"chasquid_delivery_provider_attempts_total", "chasquid_dns_lookups_total", "chasquid_hook_runs_total", "chasquid_queue_disk_errors_total",
 	"chasquid_tls_certificate_load_errors_total", "chasquid_dkim_signatures_total", "chasquid_metrics_label_overflow_total",
 	"chasquid_history_errors_total", "chasquid_history_events_dropped_total", "chasquid_log_write_errors_total", "chasquid_queue_puts_total",
-	"chasquid_filesystem_free_bytes", "chasquid_filesystem_free_inodes", "chasquid_queue_capacity_items",
+	"chasquid_filesystem_free_bytes", "chasquid_filesystem_free_inodes", "chasquid_queue_capacity_items", "chasquid_selfcheck_status",
 	"chasquid_sts_cache_last_refresh_timestamp_seconds",
 }
