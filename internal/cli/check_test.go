@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/config"
 	"blitiri.com.ar/go/chasquid/internal/dkim"
 	"blitiri.com.ar/go/chasquid/internal/dns/zone"
 	"blitiri.com.ar/go/chasquid/internal/domains"
@@ -28,6 +29,37 @@ func setupDir(t *testing.T, options ...string) (dir string, r result) {
 		t.Fatalf("setup: exit %d, %s", r.exit, r.errout)
 	}
 	return dir, r
+}
+
+// TestSetupSkeleton: in an installed skeleton, settings that it lacks are added and the link that leads nowhere is replaced; what it
+// sets stays, and once there is a domain nothing is added any more.
+func TestSetupSkeleton(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "chasquid.conf")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("smtp_address: \":2525\"\nmail_delivery_agent_bin: \"/bin/true\"\n# end")
+	if err := os.Symlink("/nowhere/live/", filepath.Join(dir, "certs")); err != nil {
+		t.Fatal(err)
+	}
+	data := filepath.Join(t.TempDir(), "data")
+	r := run(t, Env{}, "chasquid", "setup", "example.com", "-password=x", "-C", dir, "-data_dir", data)
+	conf, err := config.Load(file, "")
+	if r.exit != 0 || err != nil || conf.GetHostname() != "mail.example.com" || conf.GetDataDir() != data || conf.LocalMaildir != "" ||
+		conf.GetMailDeliveryAgentBin() != "/bin/true" || conf.GetSmtpAddress()[0] != ":2525" || conf.GetMonitoringAddress() == "" {
+		t.Errorf("exit %d, %v, %s\n%s", r.exit, err, r.errout, r.out)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "certs", "mail.example.com", "fullchain.pem")); err != nil || !strings.Contains(r.out, "/nowhere/live/") {
+		t.Errorf("%v\n%s", err, r.out)
+	}
+	write("smtp_address: \":2525\"\n")
+	run(t, Env{}, "chasquid", "setup", "second.example", "-password=x", "-C", dir, "-data_dir", data)
+	if text, _ := os.ReadFile(file); string(text) != "smtp_address: \":2525\"\n" {
+		t.Errorf("settings were added although there is a domain:\n%s", text)
+	}
 }
 
 // TestO2Setup: what setup makes passes check, users can log in, and a second run changes nothing.

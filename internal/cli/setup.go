@@ -30,7 +30,8 @@ import (
 func setupCommand() *command {
 	return &command{name: "setup", args: "[options] <domain>", short: "Make a working configuration for a domain",
 		long: "Makes what a domain needs: settings, a first user, a DKIM key and a certificate, and shows the DNS records to publish. " +
-			"What is there already is left alone, so it can be run again, and for further domains.\n\n" +
+			"What is there already is left alone, so it can be run again, and for further domains. For the first domain, settings that " +
+			"an existing chasquid.conf does not have are added to it.\n\n" +
 			"With -acme_email the server gets its certificate from Let's Encrypt by itself, whose terms you agree to. Without, a self-signed certificate " +
 			"is made if there is none: good for trying, but put a real one in its place.",
 		prepare: setupPrepare}
@@ -78,7 +79,7 @@ func (s *setup) run(domain string) error {
 	if err != nil {
 		return err
 	}
-	for _, step := range []func() error{s.writeConfig, s.addUser, s.addCertificate} {
+	for _, step := range []func() error{s.writeConfig, s.addDomain, s.addUser, s.addCertificate} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -124,25 +125,17 @@ func (s *setup) note(format string, args ...any) {
 
 // writeConfig makes the settings, or takes host name and data directory from those that are there.
 func (s *setup) writeConfig() error {
-	for _, d := range []string{"", "certs", "domains", "hooks", filepath.Join("domains", s.domain)} {
-		if err := os.MkdirAll(s.path(d), 0o755); err != nil {
-			return err
-		}
+	if err := s.makeDirectories(); err != nil {
+		return err
 	}
 	file := s.path(config.FileName)
 	if _, err := os.Stat(file); err == nil {
-		conf, err := config.Load(file, "")
-		if err != nil {
-			return err
-		}
-		s.hostname, s.dataDir = conf.GetHostname(), conf.Path(conf.GetDataDir())
-		s.note("%s is there already and was left alone", file)
-		return nil
+		return s.completeConfig(file)
 	}
 	text := fmt.Sprintf("# Made by \"chasquid setup\". The settings are described in chasquid.conf(5).\nhostname: %q\n"+
 		"smtp_address: \":25\"\nsubmission_address: \":587\"\nsubmission_over_tls_address: \":465\"\n\n"+
 		"# Pages about what the server does, for this machine only.\nmonitoring_address: \"127.0.0.1:1099\"\n\n"+
-		"data_dir: %q\nlocal_delivery: %q\n", s.hostname, s.dataDir, "maildir:"+filepath.Join(s.dataDir, "mail", "%to_domain%", "%to_user%"))
+		"data_dir: %q\nlocal_delivery: %q\n", s.hostname, s.dataDir, s.maildirs())
 	if s.acmeEmail != "" {
 		text += fmt.Sprintf("\n# Certificates are fetched from Let's Encrypt. Port 80 has to be reachable.\nacme {\n  email: %q\n}\n", s.acmeEmail)
 	}
@@ -155,6 +148,114 @@ func (s *setup) writeConfig() error {
 	}
 	return nil
 }
+
+// makeDirectories makes the configuration directory. The skeleton's certs is a link to where certbot keeps its certificates: as long as
+// it leads nowhere, a directory takes its place.
+func (s *setup) makeDirectories() error {
+	for _, d := range []string{"", "certs", "domains", "hooks"} {
+		path := s.path(d)
+		_, err := os.Stat(path)
+		if target, linkErr := os.Readlink(path); errors.Is(err, fs.ErrNotExist) && linkErr == nil {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+			s.note("%s was a link to %s, which is not there: a directory took its place", path, target)
+		}
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// completeConfig takes the settings that are there. Before the first domain, nobody relies on defaults yet, and what a working server
+// needs is added to a file that does not set it, such as the skeleton.
+func (s *setup) completeConfig(file string) error {
+	conf, err := config.Load(file, "")
+	if err != nil {
+		return err
+	}
+	missing, err := s.missingSettings(conf)
+	if err != nil {
+		return err
+	}
+	if missing == "" {
+		s.note("%s is there already and was left alone", file)
+	} else {
+		old, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if err := replaceFile(file, string(old)+"\n# Added by \"chasquid setup\".\n"+missing); err != nil {
+			return err
+		}
+		if conf, err = config.Load(file, ""); err != nil {
+			return errors.Join(err, replaceFile(file, string(old)))
+		}
+		s.note("Added settings to %s", file)
+	}
+	s.hostname, s.dataDir = conf.GetHostname(), conf.Path(conf.GetDataDir())
+	return nil
+}
+
+// missingSettings are those that setup would write and the file does not set; none once there is a domain.
+func (s *setup) missingSettings(conf *config.Config) (string, error) {
+	entries, err := os.ReadDir(s.path("domains"))
+	if err != nil || slices.ContainsFunc(entries, fs.DirEntry.IsDir) {
+		return "", err
+	}
+	set := map[string]bool{}
+	for _, l := range conf.List() {
+		set[l.Name] = l.Origin != "default" && l.Origin != "system"
+	}
+	if !set["data_dir"] && s.dataDir == config.Default().GetDataDir() {
+		set["data_dir"] = true
+	} else if set["data_dir"] {
+		s.dataDir = conf.Path(conf.GetDataDir())
+	}
+	var b strings.Builder
+	add := func(already bool, format string, args ...any) {
+		if !already {
+			fmt.Fprintf(&b, format, args...)
+		}
+	}
+	add(set["hostname"], "hostname: %q\n", s.hostname)
+	add(set["monitoring_address"], "monitoring_address: \"127.0.0.1:1099\"\n")
+	add(set["data_dir"], "data_dir: %q\n", s.dataDir)
+	add(set["local_delivery"] || set["mail_delivery_agent_bin"], "local_delivery: %q\n", s.maildirs())
+	add(set["acme"] || s.acmeEmail == "", "acme { email: %q }\n", s.acmeEmail)
+	return b.String(), nil
+}
+
+// maildirs is the setting for mailboxes below the data directory.
+func (s *setup) maildirs() string {
+	return "maildir:" + filepath.Join(s.dataDir, "mail", "%to_domain%", "%to_user%")
+}
+
+// replaceFile writes a file anew, so that nobody ever reads a half of it. Owner and mode stay.
+func replaceFile(file, text string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	uid, gid, err := fileOwner(info)
+	if err != nil {
+		return err
+	}
+	tmp := file + ".new"
+	if err := os.WriteFile(tmp, []byte(text), info.Mode().Perm()); err != nil {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Lchown(tmp, uid, gid); err != nil {
+			return err
+		}
+	}
+	return os.Rename(tmp, file)
+}
+
+// addDomain makes the directory that makes the domain local.
+func (s *setup) addDomain() error { return os.MkdirAll(s.path("domains", s.domain), 0o755) }
 
 // addUser makes the first user of the domain.
 func (s *setup) addUser() error {
