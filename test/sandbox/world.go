@@ -197,8 +197,14 @@ func (w *world) session(c net.Conn) {
 	defer func() { c.Close() }()
 	c.SetDeadline(time.Now().Add(time.Minute))
 	say := func(s string) { io.WriteString(c, s+"\r\n") }
-	if _, err := os.Stat(sinkDown); err == nil {
-		say("421 4.3.2 mx.example.net is down for maintenance")
+	down := func() bool {
+		_, err := os.Stat(sinkDown)
+		if err == nil {
+			say("421 4.3.2 mx.example.net is down for maintenance")
+		}
+		return err == nil
+	}
+	if down() {
 		return
 	}
 	say("220 mx.example.net ESMTP")
@@ -213,15 +219,19 @@ func (w *world) session(c net.Conn) {
 		verb, _, _ := strings.Cut(strings.ToUpper(line), " ")
 		switch verb {
 		case "EHLO":
+			say("250-mx.example.net\r\n250-SIZE 100000000")
 			if _, ok := c.(*tls.Conn); !ok {
 				say("250-STARTTLS")
 			}
-			say("250-mx.example.net\r\n250-SIZE 100000000\r\n250 8BITMIME")
+			say("250 8BITMIME")
 		case "STARTTLS":
 			say("220 go ahead")
 			c = tls.Server(c, &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return w.sign("mx.example.net") }})
 			r = bufio.NewReader(c)
 		case "MAIL":
+			if down() {
+				return
+			}
 			m = Mail{From: between(line)}
 			say("250 2.1.0 ok")
 		case "RCPT":
