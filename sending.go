@@ -57,11 +57,11 @@ func (s *server) makeSending(ctx context.Context) error {
 		DropCharacters: s.conf.GetDropCharacters(), OnPanic: panics.Inc, Metrics: s.reg}
 	mux := &courier.Mux{Local: courier.NewLocal(local), SMTP: out.smtp, Pipe: courier.NewPipe(local), OnPanic: panics.Inc}
 	if s.conf.SRS {
-		secret, err := srsSecret(s.conf.SRSSecretFile)
+		secrets, err := srsSecrets(s.conf.SRSSecretFile)
 		if err != nil {
 			return err
 		}
-		out.rewriter = srs.New(secret)
+		out.rewriter = srs.New(secrets...)
 	}
 	s.store, err = spool.Open(spool.Config{FS: queueDisk(s.flags.flushDelay), Dir: filepath.Join(s.conf.GetDataDir(), "queue"), MinFree: int64(s.conf.GetMinFreeDiskMb()) << 20, Metrics: s.reg})
 	if err != nil {
@@ -221,11 +221,17 @@ func isOwnIP(ip netip.Addr) bool {
 	return false
 }
 
-// srsSecret reads the secret of rewritten senders, made at the first start.
-func srsSecret(path string) ([]byte, error) {
+// srsSecrets reads the secrets of rewritten senders, one a line: the first is used, those below are accepted in what was rewritten with
+// them. One is made at the first start.
+func srsSecrets(path string) (secrets [][]byte, err error) {
 	b, err := os.ReadFile(path)
 	if err == nil {
-		return []byte(strings.TrimSpace(string(b))), nil
+		for line := range strings.Lines(string(b)) {
+			if line = strings.TrimSpace(line); line != "" {
+				secrets = append(secrets, []byte(line))
+			}
+		}
+		return secrets, nil
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("SRS secret: %w", err)
@@ -238,5 +244,5 @@ func srsSecret(path string) ([]byte, error) {
 	if err := os.Rename(tmp, path); err != nil {
 		return nil, fmt.Errorf("SRS secret: %w", err)
 	}
-	return []byte(secret), nil
+	return [][]byte{[]byte(secret)}, nil
 }

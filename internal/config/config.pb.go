@@ -127,7 +127,8 @@ type Settings struct {
 	// Rewrite the envelope sender of mail that an alias forwards elsewhere, so that it passes SPF there and bounces come back (SRS).
 	// "on" or "off".
 	Srs string `protobuf:"bytes,145,opt,name=srs,proto3" json:"srs,omitempty"`
-	// File with the secret that protects rewritten senders; made with a random one when missing.
+	// File with the secret that protects rewritten senders; made with a random one when missing. To change it, write the new one above
+	// the old one: the first line is used, and the others are accepted in bounces that are still under way.
 	// Default: srs-secret in data_dir
 	SrsSecretFile string `protobuf:"bytes,146,opt,name=srs_secret_file,json=srsSecretFile,proto3" json:"srs_secret_file,omitempty"`
 	// Send daily TLS reports to domains that ask for them (RFC 8460). "on" or "off".

@@ -164,14 +164,20 @@ func makeRoot(p plan) error {
 			return err
 		}
 	}
+	if err := mount("devpts", filepath.Join(p.Root, "dev/pts"), "devpts", 0, "newinstance,ptmxmode=0666"); err != nil {
+		return err
+	}
+	if err := os.Symlink("pts/ptmx", filepath.Join(p.Root, "dev/ptmx")); err != nil {
+		return err
+	}
 	return mount("proc", filepath.Join(p.Root, "proc"), "proc", 0, "")
 }
 
 // etc is what stands in /etc, besides copies of a few files of the machine.
 var etc = map[string]string{
 	"passwd": "root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/usr/sbin/nologin\nmail:x:8:8:mail:/var/mail:/usr/sbin/nologin\n" +
-		"nobody:x:65534:65534::/:/usr/sbin/nologin\n",
-	"group":         "root:x:0:\ndaemon:x:1:\nmail:x:8:\nadm:x:4:\nnogroup:x:65534:\n",
+		"dovecot:x:105:105::/:/usr/sbin/nologin\ndovenull:x:106:106::/:/usr/sbin/nologin\nnobody:x:65534:65534::/:/usr/sbin/nologin\n",
+	"group":         "root:x:0:\ndaemon:x:1:\nmail:x:8:\nadm:x:4:\ndovecot:x:105:\ndovenull:x:106:\nnogroup:x:65534:\n",
 	"hosts":         "127.0.0.1 localhost\n::1 localhost\n",
 	"resolv.conf":   "nameserver " + dnsIP + "\n",
 	"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n",

@@ -114,18 +114,15 @@ func (u *unit) get(key string) string {
 
 func (u *unit) pidFile() string { return "/run/" + u.name + ".pid" }
 
+func (u *unit) notifySocket() string { return "/run/" + u.name + ".notify" }
+func (u *unit) readyFile() string    { return "/run/" + u.name + ".ready" }
+
 // start runs the process that runs the service, and waits until the service is ready. A socket unit is opened when its service starts.
 func (u *unit) start() error {
 	if strings.HasSuffix(u.name, ".socket") || u.signal(0) == nil {
 		return nil
 	}
-	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: "/run/" + u.name + ".notify"})
-	if err != nil {
-		return err
-	}
-	defer os.Remove("/run/" + u.name + ".notify")
-	defer notify.Close()
-	os.Chmod("/run/"+u.name+".notify", 0o777)
+	os.Remove(u.readyFile())
 	cmd := exec.Command(exe, u.name)
 	cmd.Env = append(os.Environ(), roleVar+"=unit")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -134,36 +131,39 @@ func (u *unit) start() error {
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
-	ready := make(chan bool, 1)
-	if u.get("Type") == "notify" {
-		go func() {
-			b := make([]byte, 4096)
-			for {
-				n, err := notify.Read(b)
-				if err != nil {
-					return
-				}
-				if slices.Contains(strings.Split(string(b[:n]), "\n"), "READY=1") {
-					ready <- true
-				}
-			}
-		}()
-	} else {
-		go func() {
-			for u.signal(0) != nil {
-				time.Sleep(10 * time.Millisecond)
-			}
-			ready <- true
-		}()
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
+		select {
+		case err := <-exited:
+			return fmt.Errorf("the service ended: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+		if _, err := os.Stat(u.readyFile()); err == nil {
+			return nil
+		}
 	}
-	select {
-	case <-ready:
-		return nil
-	case err := <-exited:
-		return fmt.Errorf("the service ended: %v", err)
-	case <-time.After(2 * time.Minute):
-		return errors.New("the service does not become ready")
+	return errors.New("the service does not become ready")
+}
+
+// listenNotify takes what the service tells systemd, and notes when it is ready.
+func (u *unit) listenNotify() error {
+	os.Remove(u.notifySocket())
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: u.notifySocket()})
+	if err != nil {
+		return err
 	}
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := l.Read(b)
+			if err != nil {
+				return
+			}
+			if slices.Contains(strings.Split(string(b[:n]), "\n"), "READY=1") {
+				os.WriteFile(u.readyFile(), nil, 0o644)
+			}
+		}
+	}()
+	return os.Chmod(u.notifySocket(), 0o777)
 }
 
 func (u *unit) signal(sig syscall.Signal) error {
@@ -211,10 +211,10 @@ func unitMain(name string) error {
 		}
 	}
 	cmd := exec.Command("setpriv", "--reuid="+who.Uid, "--regid="+who.Gid, "--init-groups", "--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service",
-		"--", "sh", "-c", "LISTEN_PID=$$ exec "+u.get("ExecStart"))
+		"--", "sh", "-c", "[ -z \"$LISTEN_FDS\" ] || export LISTEN_PID=$$; exec "+u.get("ExecStart"))
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
-	cmd.Env = []string{"PATH=" + path, "LANG=C.UTF-8", "USER=" + who.Username, "HOME=" + who.HomeDir, "SHELL=" + "/bin/sh", "NOTIFY_SOCKET=/run/" + name + ".notify"}
-	if err := u.passSockets(cmd); err != nil {
+	cmd.Env = []string{"PATH=" + path, "LANG=C.UTF-8", "USER=" + who.Username, "HOME=" + who.HomeDir, "SHELL=" + "/bin/sh", "NOTIFY_SOCKET=" + u.notifySocket()}
+	if err := errors.Join(u.passSockets(cmd), u.listenNotify()); err != nil {
 		return err
 	}
 	if err := cmd.Start(); err != nil {
@@ -222,6 +222,9 @@ func unitMain(name string) error {
 	}
 	if err := os.WriteFile(u.pidFile(), []byte(strconv.Itoa(cmd.Process.Pid)), 0o644); err != nil {
 		return err
+	}
+	if u.get("Type") != "notify" && u.get("Type") != "notify-reload" {
+		os.WriteFile(u.readyFile(), nil, 0o644)
 	}
 	err = cmd.Wait()
 	os.Remove(u.pidFile())
