@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,10 +34,13 @@ func (c *Cert) Certificate() *tls.Certificate { return &c.tls }
 func (t *Table) readCerts(ctx context.Context) (list []*Cert, warnings []string, err error) {
 	entries, err := t.readDir("certs")
 	if err != nil {
-		if t.cfg.CertsOptional {
-			return nil, []string{err.Error()}, nil
+		switch {
+		case !t.cfg.CertsOptional:
+			return nil, nil, err
+		case errors.Is(err, errEmpty) || errors.Is(err, fs.ErrNotExist):
+			return nil, nil, nil
 		}
-		return nil, nil, err
+		return nil, []string{err.Error()}, nil
 	}
 	var errs []error
 	seen := map[string]*loaded[*Cert]{}

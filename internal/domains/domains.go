@@ -168,6 +168,9 @@ func (t *Table) path(elem ...string) string {
 	return filepath.Join(append([]string{t.cfg.Dir}, elem...)...)
 }
 
+// errEmpty is the reason of errors about directories without entries.
+var errEmpty = errors.New("the directory is empty")
+
 // readDir lists certs/ or domains/, which must not be empty. The texts are those that existing tooling compares.
 func (t *Table) readDir(name string) ([]fs.DirEntry, error) {
 	shown := t.path(name) + "/"
@@ -179,7 +182,7 @@ func (t *Table) readDir(name string) ([]fs.DirEntry, error) {
 	case err != nil:
 		return nil, &Error{Path: shown, Msg: err.Error(), Err: err, Fix: fixRead(shown)}
 	case len(entries) == 0:
-		return nil, &Error{Path: shown, Msg: fmt.Sprintf("No entries found in %q", shown), Fix: dirFix(name)}
+		return nil, &Error{Path: shown, Msg: fmt.Sprintf("No entries found in %q", shown), Err: errEmpty, Fix: dirFix(name)}
 	}
 	return entries, nil
 }

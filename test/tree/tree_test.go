@@ -232,6 +232,20 @@ func TestLogrotate(t *testing.T) {
 	}
 }
 
+// TestMakeHelp: make help says what each target is for.
+func TestMakeHelp(t *testing.T) {
+	help := mustRun(t, "make", "-s", "help")
+	targets := regexp.MustCompile(`(?m)^\.PHONY: (.* .*)$`).FindStringSubmatch(read(t, "Makefile"))
+	if targets == nil || len(strings.Fields(targets[1])) < 10 {
+		t.Fatal("no list of targets found")
+	}
+	for _, target := range strings.Fields(targets[1]) {
+		if !regexp.MustCompile(`(?m)^` + target + ` +\S+ .*\S$`).MatchString(help) {
+			t.Errorf("make help does not explain %s:\n%s", target, help)
+		}
+	}
+}
+
 // TestInstallConfig: the skeleton is installed once and never written over.
 func TestInstallConfig(t *testing.T) {
 	root := t.TempDir()
