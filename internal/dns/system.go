@@ -77,17 +77,17 @@ func (l *serverList) current() *serverState {
 	if l.fixed {
 		return l.state.Load()
 	}
-	if data, ok := l.file.changed(); ok {
+	l.file.refresh(func(data []byte) {
 		conf, err := miekg.ClientConfigFromReader(bytes.NewReader(data))
 		if err != nil || len(conf.Servers) == 0 {
 			log.Errorf("dns: no servers in %s: %v", l.file.path, err)
-		} else {
-			for i, s := range conf.Servers {
-				conf.Servers[i] = net.JoinHostPort(s, conf.Port)
-			}
-			l.set(conf.Servers, conf.Search)
+			return
 		}
-	}
+		for i, s := range conf.Servers {
+			conf.Servers[i] = net.JoinHostPort(s, conf.Port)
+		}
+		l.set(conf.Servers, conf.Search)
+	})
 	if st := l.state.Load(); st != nil {
 		return st
 	}
@@ -129,25 +129,26 @@ type watched struct {
 
 const watchEvery = 5 * time.Second
 
-// changed returns the content if it is new since the last call.
-func (w *watched) changed() ([]byte, bool) {
+// refresh calls use with the content if it is new since the last call. Whoever comes meanwhile waits for that: at the start, nobody may
+// go on with nothing.
+func (w *watched) refresh(use func(data []byte)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
 	if now.Before(w.next) {
-		return nil, false
+		return
 	}
 	w.next = now.Add(watchEvery)
 	fi, err := os.Stat(w.path)
 	if err != nil || fi.ModTime().Equal(w.mod) && fi.Size() == w.size {
-		return nil, false
+		return
 	}
 	data, err := os.ReadFile(w.path)
 	if err != nil {
-		return nil, false
+		return
 	}
 	w.mod, w.size = fi.ModTime(), fi.Size()
-	return data, true
+	use(data)
 }
 
 // hostsFile is the hosts file, as far as it concerns where mail is sent.
@@ -178,10 +179,10 @@ func (h *hostsFile) lookup(host string) []netip.Addr {
 		return nil
 	}
 	h.once.Do(func() { h.file.path = h.path })
-	if data, ok := h.file.changed(); ok {
+	h.file.refresh(func(data []byte) {
 		m := parseHosts(data)
 		h.names.Store(&m)
-	}
+	})
 	if m := h.names.Load(); m != nil {
 		return (*m)[host]
 	}

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -72,6 +73,7 @@ func unitVerb(verb, name string, now bool) error {
 type unit struct {
 	name, path string
 	values     map[string][]string
+	open       []io.Closer // its sockets
 }
 
 func loadUnit(name string) (*unit, error) {
@@ -178,17 +180,17 @@ func (u *unit) signal(sig syscall.Signal) error {
 	return syscall.Kill(pid, sig)
 }
 
-// stop waits until the service has ended.
+// stop waits until the service has ended, and its sockets are closed.
 func (u *unit) stop() error {
 	if u.signal(syscall.SIGTERM) != nil {
 		return nil
 	}
-	for deadline := time.Now().Add(time.Minute); u.signal(0) == nil; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			return errors.Join(u.signal(syscall.SIGKILL), errors.New("the service does not stop"))
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(u.pidFile()); err != nil {
+			return nil
 		}
 	}
-	return nil
+	return errors.Join(u.signal(syscall.SIGKILL), errors.New("the service does not stop"))
 }
 
 // unitMain runs a service until it ends. Its output is kept where the test finds it.
@@ -227,6 +229,9 @@ func unitMain(name string) error {
 		os.WriteFile(u.readyFile(), nil, 0o644)
 	}
 	err = cmd.Wait()
+	for _, c := range u.open {
+		c.Close()
+	}
 	os.Remove(u.pidFile())
 	return err
 }
@@ -266,6 +271,7 @@ func (u *unit) passSockets(cmd *exec.Cmd) error {
 			if err != nil {
 				return err
 			}
+			u.open = append(u.open, l, f)
 			cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 			names = append(names, su.get("FileDescriptorName"))
 		}
