@@ -33,7 +33,7 @@ func initMain() error {
 	if err := readLine(in, &p); err != nil {
 		return err
 	}
-	i := &initProcess{env: append([]string{"PATH=" + path, "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb", "USER=root", "LOGNAME=root", "SHELL=/bin/bash"}, p.Env...)}
+	i := &initProcess{env: append([]string{"PATH=" + path, "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb", "USER=root", "LOGNAME=root", "SHELL=/bin/bash", "GORACE=atexit_sleep_ms=0"}, p.Env...)}
 	if err := i.boot(p); err != nil {
 		return answers.Encode(answer{Err: err.Error()})
 	}

@@ -91,7 +91,7 @@ func New(t testing.TB, o Options) *Box {
 	if p.Hostname == "" {
 		p.Hostname = "mail.example.org"
 	}
-	if o.Install || o.Source {
+	if o.Install || o.Source || o.Pebble {
 		p.Top = strings.TrimSpace(output(t, "git", "rev-parse", "--show-toplevel"))
 	}
 	if o.Install {
@@ -103,7 +103,7 @@ func New(t testing.TB, o Options) *Box {
 		p.Env = append(p.Env, "PATH="+p.Binds[0]+"/bin:"+path, "GOCACHE="+p.Binds[2], "GOMODCACHE="+p.Binds[1], "GOFLAGS=-buildvcs=false", "GOTOOLCHAIN=local")
 	}
 	if o.Pebble {
-		p.Pebble = pebble(t)
+		p.Pebble = pebble(t, p.Top)
 	}
 	b := &Box{t: t, done: make(chan struct{})}
 	b.start(p)
@@ -119,22 +119,12 @@ func output(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// pebbleVersion is the certificate authority for tests, built from the Go module proxy.
-const pebbleVersion = "v2.10.1"
-
-func pebble(t testing.TB) string {
+// pebble builds the certificate authority for tests, in the version that its module in the tree names.
+func pebble(t testing.TB, top string) string {
 	t.Helper()
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir = filepath.Join(dir, "chasquid-test", "pebble-"+pebbleVersion)
-	bin := filepath.Join(dir, "pebble")
-	if _, err := os.Stat(bin); err == nil {
-		return bin
-	}
-	cmd := exec.Command("go", "install", "github.com/letsencrypt/pebble/v2/cmd/pebble@"+pebbleVersion)
-	cmd.Dir, cmd.Env = os.TempDir(), append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0")
+	bin := filepath.Join(t.TempDir(), "pebble")
+	cmd := exec.Command("go", "build", "-o", bin, "github.com/letsencrypt/pebble/v2/cmd/pebble")
+	cmd.Dir, cmd.Env = filepath.Join(top, "test/acme/pebble"), append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building pebble: %v\n%s", err, out)
 	}
