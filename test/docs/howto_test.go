@@ -9,7 +9,6 @@ import (
 
 	"blitiri.com.ar/go/chasquid/test/harness"
 	"blitiri.com.ar/go/chasquid/test/pages"
-	"blitiri.com.ar/go/chasquid/test/patience"
 	"blitiri.com.ar/go/chasquid/test/sandbox"
 )
 
@@ -44,7 +43,7 @@ func TestHowto(t *testing.T) {
 			}
 			b.Publish(strings.Join(records, "\n"))
 		case strings.HasPrefix(block.Text, "systemctl enable"):
-			harness.WaitFor(t, patience.Limit(10*time.Second), "the certificate", func() bool { return strings.Contains(b.Log(), "there is a certificate for mail.example.org") })
+			harness.WaitFor(t, sandbox.Patience, "the certificate", func() bool { return strings.Contains(b.Log(), "there is a certificate for mail.example.org") })
 		case strings.HasPrefix(block.Text, "chasquid check"):
 			if strings.Contains(r.out, "warn") || strings.Contains(r.out, "fail") {
 				t.Errorf("%v: not everything is right:\n%s", block, r.out)
@@ -62,7 +61,7 @@ func TestHowto(t *testing.T) {
 // firstMail waits for the mail outside, has it verified there, and answers it.
 func firstMail(t *testing.T, b *sandbox.Box, dkimverify string) {
 	t.Helper()
-	harness.WaitFor(t, patience.Limit(10*time.Second), "the first mail", func() bool { return len(b.Sent()) == 1 })
+	harness.WaitFor(t, sandbox.Patience, "the first mail", func() bool { return len(b.Sent()) == 1 })
 	m := b.Sent()[0]
 	if m.From != "you@example.org" || !strings.Contains(m.Data, "\r\n\r\nIt works.\r\n") {
 		t.Errorf("%+v", m)
@@ -76,7 +75,7 @@ func firstMail(t *testing.T, b *sandbox.Box, dkimverify string) {
 		t.Errorf("dkimverify takes anything: %s", out)
 	}
 	b.Outside("swaks --silent 2 --server mail.example.org --helo mx.example.net -tls --tls-verify --from friend@example.net --to you@example.org --h-Subject answer")
-	harness.WaitFor(t, patience.Limit(10*time.Second), "the answer", func() bool {
+	harness.WaitFor(t, sandbox.Patience, "the answer", func() bool {
 		files, _ := filepath.Glob(b.Path("/var/lib/chasquid/mail/example.org/you/new/*"))
 		return len(files) == 1
 	})

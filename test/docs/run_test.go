@@ -5,11 +5,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"blitiri.com.ar/go/chasquid/test/harness"
 	"blitiri.com.ar/go/chasquid/test/pages"
-	"blitiri.com.ar/go/chasquid/test/patience"
 	"blitiri.com.ar/go/chasquid/test/sandbox"
 )
 
@@ -45,9 +43,6 @@ _dmarc.example.org TXT "v=DMARC1; p=none"
 slow.example SERVFAIL
 `
 
-// stateTime is how long the machine may take to become what it should be.
-const stateTime = 10 * time.Second
-
 // words are those in capitals that stand for something in the commands of the pages.
 var words = regexp.MustCompile(`\b(?:ID)\b`)
 
@@ -56,7 +51,7 @@ func installedRunner(t *testing.T) *runner {
 	t.Helper()
 	b := sandbox.New(t, sandbox.Options{Install: true, Zone: installedZone})
 	b.Run(installed)
-	harness.WaitFor(t, patience.Limit(stateTime), "one message to be delivered and one to wait", func() bool {
+	harness.WaitFor(t, sandbox.Patience, "one message to be delivered and one to wait", func() bool {
 		return len(b.Sent()) == 1 && strings.TrimSpace(b.Run("chasquid queue ls -json | jq .total")) == "1"
 	})
 	id := strings.TrimSpace(b.Run("chasquid queue ls -json | jq -r '.items[0].id'"))
@@ -66,6 +61,9 @@ func installedRunner(t *testing.T) *runner {
 	}
 	return r
 }
+
+// wholePages are held by other tests from beginning to end.
+var wholePages = map[string]string{"howto.md": "test/docs TestHowto", "errors.md": "test/wrong TestWrong"}
 
 // TestBlocks: each code block of the documents is run, parsed or checked; or the comment before it says where that is done, or why it is not.
 func TestBlocks(t *testing.T) {
@@ -79,8 +77,9 @@ func TestBlocks(t *testing.T) {
 	r := installedRunner(t)
 	count := map[string]int{}
 	for _, file := range append([]string{filepath.Join(top, "README.md")}, files...) {
-		if filepath.Base(file) == "howto.md" {
-			continue // TestHowto runs it from beginning to end
+		if test, ok := wholePages[filepath.Base(file)]; ok {
+			findTest(t, pages.Block{Page: filepath.Base(file)}, test)
+			continue
 		}
 		r.Run("systemctl start chasquid")
 		for _, b := range pages.Read(t, file) {

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/test/harness"
-	"blitiri.com.ar/go/chasquid/test/patience"
 )
 
 // Addresses: of the machine, and of what is outside.
@@ -198,13 +197,16 @@ func (b *Box) ask(r request) answer {
 	return a
 }
 
-// limit is how long one script may take.
-const limit = 30 * time.Second
+// limit is how long one script may take: building the server is among them.
+const limit = 5 * time.Minute
+
+// Patience is how long a test waits for something in the box that takes a moment on an idle machine.
+const Patience = time.Minute
 
 // Try runs a script for bash, in /root as root, and returns what it printed and its exit status.
 func (b *Box) Try(script string) (out string, exit int) {
 	b.t.Helper()
-	a := b.ask(request{Script: script, Seconds: patience.Limit(limit).Seconds()})
+	a := b.ask(request{Script: script, Seconds: limit.Seconds()})
 	return a.Output, a.Exit
 }
 
@@ -221,7 +223,7 @@ func (b *Box) Run(script string) string {
 // Outside runs a script like Run, on the network of the internet.
 func (b *Box) Outside(script string) string {
 	b.t.Helper()
-	a := b.ask(request{Script: "set -e -o pipefail\n" + script, Outside: true, Seconds: patience.Limit(limit).Seconds()})
+	a := b.ask(request{Script: "set -e -o pipefail\n" + script, Outside: true, Seconds: limit.Seconds()})
 	if a.Exit != 0 {
 		b.t.Fatalf("outside: exit status %d of\n%s\nwhich printed\n%s\n%s", a.Exit, script, a.Output, b.Log())
 	}
