@@ -214,10 +214,9 @@ func (i *installation) expect(want ...string) {
 	}
 }
 
-// waiting makes the servers outside and the delivery agent unable to take mail, or able again.
-func (i *installation) waiting(down bool) {
+// agentDown makes the delivery agent unable to take mail, or able again.
+func (i *installation) agentDown(down bool) {
 	i.t.Helper()
-	i.SinkDown(down)
 	i.Run(map[bool]string{true: "touch /tmp/agent-down", false: "rm /tmp/agent-down"}[down])
 }
 
@@ -236,7 +235,8 @@ func TestThereAndBack(t *testing.T) {
 	i.Publish(i.dkimRecord())
 	there := commands(t, "From chasquid 1.18 and earlier")
 	i.follow(there[:2])
-	i.waiting(false) // once the old server is stopped: what is waiting is the new one's to deliver
+	i.SinkDown(false) // once the old server is stopped: what is waiting is the new one's to deliver
+	i.agentDown(false)
 	i.follow(there[2:])
 	i.expect(old...)
 	if left := i.Run("ls -A /var/lib/chasquid/queue | grep ^m: || true"); left != "" {
@@ -249,11 +249,11 @@ func TestThereAndBack(t *testing.T) {
 	t.Run("fail2ban", i.fail2ban)
 	t.Run("signed", i.signed)
 
-	i.waiting(true)
-	fresh := i.fillNewQueue()
+	fresh := i.fillNewQueue(old)
 	back := commands(t, "Back to the old version")
 	i.follow(back[:1])
-	i.waiting(false)
+	i.SinkDown(false)
+	i.agentDown(false)
 	i.follow(back[1:])
 	if v := i.Run("chasquid -version; readlink /usr/bin/chasquid-util || true"); !strings.Contains(v, "chasquid 1.") {
 		t.Fatalf("this is not the original: %s", v)
@@ -268,28 +268,35 @@ func (i *installation) fillOldQueue() (arrive []string) {
 	i.submit(1, "alice@example.org", "zoe@example.net")
 	i.expect("1 zoe@example.net")
 	i.oldNames()
-	i.waiting(true)
+	i.SinkDown(true)
+	i.submit(6, "alice@example.org", "bob@example.org", "yan@example.net") // one of both has it already
+	i.expect("1 zoe@example.net", "6 bob@example.org")
+	i.agentDown(true)
 	i.submit(2, "alice@example.org", "zoe@example.net")
 	i.submit(3, "bob@example.org", "zoe@example.net", "yan@example.net", "alice+tag@example.org")
 	i.submit(4, "bob@example.org", "both@example.org")
 	i.Write("/root/5", "From: <xia@example.net>\r\nTo: <away@example.org>\r\nSubject: number 5\r\nDate: Sun, 29 Nov 2026 10:00:00 +0000\r\n\r\n"+body(5))
 	i.Outside("swaks --silent 2 --server 192.0.2.10 --helo mx.example.net --from xia@example.net --to away@example.org --data - </root/5")
 	failures := func() string { return i.Run("cat /var/lib/chasquid/queue/m:* | grep -c last_failure_message || true") }
-	harness.WaitFor(i.t, sandbox.Patience, "the original to try all recipients", func() bool { return failures() == "7\n" })
+	harness.WaitFor(i.t, sandbox.Patience, "the original to try all recipients", func() bool { return failures() == "8\n" })
 	return []string{"1 zoe@example.net", "2 zoe@example.net", "3 zoe@example.net", "3 yan@example.net", "3 bob@example.org", "4 bob@example.org", "4 dora@example.net",
-		"5 carol@example.net"}
+		"5 carol@example.net", "6 bob@example.org", "6 yan@example.net"}
 }
 
 // fillNewQueue leaves mail in the queue of this server.
-func (i *installation) fillNewQueue() (arrive []string) {
+func (i *installation) fillNewQueue(before []string) (arrive []string) {
 	i.t.Helper()
+	i.SinkDown(true)
+	i.submit(16, "alice@example.org", "bob@example.org", "yan@example.net")
+	i.expect(append(before, "16 bob@example.org")...)
+	i.agentDown(true)
 	i.submit(12, "alice@example.org", "zoe@example.net")
 	i.submit(13, "bob@example.org", "yan@example.net", "team@example.org")
 	i.submit(14, "alice@example.org", "away@example.org")
-	if n := i.Run("chasquid queue ls -json | jq '[.items[].recipients[]] | length'"); n != "5\n" {
-		i.t.Errorf("%s recipients wait, want 5:\n%s", n, i.Run("chasquid queue ls -json"))
+	if n := i.Run("chasquid queue ls -json | jq '[.items[].recipients[] | select(.status == \"PENDING\")] | length'"); n != "6\n" {
+		i.t.Errorf("%s recipients wait, want 6:\n%s", n, i.Run("chasquid queue ls -json"))
 	}
-	return []string{"12 zoe@example.net", "13 yan@example.net", "13 alice@example.org", "13 bob@example.org", "14 carol@example.net"}
+	return []string{"12 zoe@example.net", "13 yan@example.net", "13 alice@example.org", "13 bob@example.org", "14 carol@example.net", "16 bob@example.org", "16 yan@example.net"}
 }
 
 // dkimRecord is the DNS record of the installation's key.
