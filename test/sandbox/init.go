@@ -192,7 +192,7 @@ func fill(p plan) error {
 		}
 	}
 	for _, name := range []string{"/etc/services", "/etc/protocols", "/etc/ld.so.cache", "/etc/ssl/openssl.cnf", "/etc/alternatives", "/etc/fail2ban"} {
-		if out, err := exec.Command("sh", "-c", `mkdir -p "$2" && cp -a "$1" "$2"`, "sh", name, at(filepath.Dir(name))).CombinedOutput(); err != nil {
+		if out, err := exec.Command("sh", "-c", `[ ! -e "$1" ] || { mkdir -p "$2" && cp -a "$1" "$2"; }`, "sh", name, at(filepath.Dir(name))).CombinedOutput(); err != nil {
 			return fmt.Errorf("copying %s: %w\n%s", name, err, out)
 		}
 	}
