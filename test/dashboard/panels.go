@@ -37,8 +37,10 @@ var Rows = []Row{
 }
 
 var flowing = []Panel{
-	{Title: "Ready", Kind: Stat, Unit: "bool_yes_no", Warn: 1, Bad: 0.5, Page: "/readyz?verbose", Normal: "Yes. No: a check of /readyz fails; its page says which and what to do.",
-		Query: one("min by (instance) (chasquid_health_check_status{SEL})", "{{instance}}")},
+	{Title: "Ready", Kind: Stat, Unit: "bool_yes_no", Warn: 1, Bad: 0.5, Page: "/readyz?verbose", Normal: "Yes. No: mail is refused; the page says why and what to do.",
+		Query: one("min by (instance) (chasquid_ready{SEL})", "{{instance}}")},
+	{Title: "Checks that fail", Kind: Stat, Unit: "short", Warn: 1, Bad: 2, Page: "/readyz?verbose", Normal: "0. Others than those of Ready warn: mail is taken, but part of it waits.",
+		Query: one("count by (instance) (chasquid_health_check_status{SEL} == 0) or sum by (instance) (chasquid_health_check_status{SEL}) * 0", "{{instance}}")},
 	{Title: "Alerts", Kind: Stat, Unit: "short", Warn: 1, Bad: 3, Normal: "0. How many of the shipped alerts fire; docs/runbook.md has a section for each.",
 		Query: one(`count(ALERTS{alertname=~"Chasquid.*", alertstate="firing", SEL}) or vector(0)`, "firing")},
 	{Title: "Accept errors burn", Kind: Stat, Unit: "none", Warn: 1, Bad: 6, Page: "/debug/messages?state=refused",
