@@ -49,6 +49,8 @@ type result struct {
 	Missing, Duplicate int
 	Errors             int
 	CPUPerMessage      time.Duration
+	LoadCPUPerMessage  time.Duration // of the source and the sink
+	Switches           float64       // of the server's threads that went to sleep, a message
 	RSS                int64
 	Connections        int64 // to the sink
 }
@@ -76,7 +78,7 @@ func main() {
 	flag.StringVar(&o.jsonOut, "json", "", "write all results to this file")
 	flag.StringVar(&o.svgOut, "svg", "", "write a plot to this file")
 	flag.StringVar(&o.extra, "config", "", "lines added to our chasquid.conf")
-	flag.StringVar(&o.profile, "profile", "", "write CPU profiles of our server to this directory, one per scenario")
+	flag.StringVar(&o.profile, "profile", "", "write profiles of our server to this directory for each scenario: CPU time, and what was allocated")
 	flag.BoolVar(&o.keep, "keep", false, "keep the servers' files and say where they are")
 	flag.Parse()
 	if *floorAddr != "" {
@@ -184,7 +186,9 @@ func run(ctx context.Context, o options) error {
 			ld.Duration = o.duration
 			for _, srv := range servers {
 				if o.profile != "" && srv.name == "chasquid" {
-					go fetchProfile(filepath.Join(o.profile, strings.ReplaceAll(ld.Name, " ", "-")+".pprof"), o.duration)
+					base := filepath.Join(o.profile, strings.ReplaceAll(ld.Name, " ", "-"))
+					go fetchProfile("profile", base+".pprof", o.duration)
+					go fetchProfile("allocs", base+".allocs.pprof", o.duration)
 				}
 				r, err := measure(ctx, srv, ld, s, filepath.Join(dir, fmt.Sprintf("%s-%d", srv.name, len(results))))
 				if err != nil {
@@ -216,15 +220,15 @@ func run(ctx context.Context, o options) error {
 }
 
 func progress(r result) {
-	fmt.Fprintf(os.Stderr, "%-9s %-32s accepted %8.0f/s  end to end %8.0f/s  p50 %8v p99 %8v  cpu %6v/msg  rss %4d MB  missing %d dup %d errors %d conns %d\n",
+	fmt.Fprintf(os.Stderr, "%-9s %-32s accepted %8.0f/s  end to end %8.0f/s  p50 %8v p99 %8v  cpu %6v/msg and %6v here, %4.1f sleeps  rss %4d MB  missing %d dup %d errors %d conns %d\n",
 		r.Server, r.Scenario, r.AcceptRate, r.EndToEndRate, r.P50.Round(10*time.Microsecond), r.P99.Round(10*time.Microsecond),
-		r.CPUPerMessage.Round(time.Microsecond), r.RSS>>20, r.Missing, r.Duplicate, r.Errors, r.Connections)
+		r.CPUPerMessage.Round(time.Microsecond), r.LoadCPUPerMessage.Round(time.Microsecond), r.Switches, r.RSS>>20, r.Missing, r.Duplicate, r.Errors, r.Connections)
 }
 
-// fetchProfile takes a CPU profile of our server while it is loaded.
-func fetchProfile(path string, d time.Duration) {
+// fetchProfile takes a profile of our server while it is loaded.
+func fetchProfile(kind, path string, d time.Duration) {
 	time.Sleep(time.Second) // the server starts
-	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:2503/debug/pprof/profile?seconds=%d", max(1, int(d.Seconds())-1)))
+	resp, err := http.Get(fmt.Sprintf(monitorURL+"/debug/pprof/%s?seconds=%d", kind, max(1, int(d.Seconds())-1)))
 	if err == nil {
 		defer resp.Body.Close()
 		var b []byte
@@ -268,13 +272,17 @@ func measureRunning(ctx context.Context, name string, r *running, ld load, s *si
 	stop := make(chan struct{})
 	peak := make(chan int64, 1)
 	go func() { peak <- watchRSS(r.pid, stop) }()
-	cpu := cpuOf(r.pid)
+	cpu, own, switches := cpuOf(r.pid), ownCPU(), switchesOf(r.pid)
 	src := &source{addr: r.addr, from: "from@sender.test", to: r.to, load: ld, base: messageBase}
 	out := src.run(ctx)
 	waitFor(s, int64(len(out.accepted)*ld.Recipients))
-	cpu = cpuOf(r.pid) - cpu
+	cpu, own, switches = cpuOf(r.pid)-cpu, ownCPU()-own, switchesOf(r.pid)-switches
 	close(stop)
-	return summarise(name, ld, out, s, cpu, <-peak), nil
+	res := summarise(name, ld, out, s, cpu, <-peak)
+	if n := len(out.accepted); n > 0 {
+		res.LoadCPUPerMessage, res.Switches = own/time.Duration(n), float64(switches)/float64(n)
+	}
+	return res, nil
 }
 
 // waitFor waits until n recipients were served, or nothing has moved for long.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -60,6 +61,31 @@ func cpuOf(pid int) time.Duration {
 	return time.Duration(ticks) * clockTick
 }
 
+// ownCPU is the CPU time of this process: of the source and the sink.
+func ownCPU() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// switchesOf counts how often threads of the tree went to sleep by themselves. Threads that ended are not counted.
+func switchesOf(pid int) int64 {
+	var sum int64
+	for _, p := range processTree(pid) {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p))
+		for _, path := range tasks {
+			b, _ := os.ReadFile(path)
+			if _, rest, ok := strings.Cut(string(b), "\nvoluntary_ctxt_switches:"); ok {
+				n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+				sum += n
+			}
+		}
+	}
+	return sum
+}
+
 // rssOf is the resident memory of the tree, shared pages counted once per process that owns them proportionally (PSS) if the kernel says.
 func rssOf(pid int) int64 {
 	var sum int64
@@ -86,16 +112,17 @@ func rssOne(pid int) int64 {
 	return 0
 }
 
-// watchRSS samples the tree's memory until stop is closed and returns the peak.
+// watchRSS samples the tree's memory until stop is closed and returns the peak. A sample takes milliseconds of the CPU that the servers
+// could use, so there are few.
 func watchRSS(pid int, stop <-chan struct{}) int64 {
 	var peak int64
-	t := time.NewTicker(200 * time.Millisecond)
+	t := time.NewTicker(time.Second)
 	defer t.Stop()
 	for {
 		peak = max(peak, rssOf(pid))
 		select {
 		case <-stop:
-			return peak
+			return max(peak, rssOf(pid))
 		case <-t.C:
 		}
 	}
