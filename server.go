@@ -112,7 +112,7 @@ func newServer(ctx context.Context, f *flags, conf *config.Config, b build) (*se
 
 // makeTracer makes the recorder of traces, and what pushes them to a collector if there is one.
 func (s *server) makeTracer() error {
-	tc := trace.Config{Metrics: s.reg, Log: true, Mirror: true, Labels: true, Generation: nextGeneration(s.conf.GetDataDir())}
+	tc := trace.Config{Metrics: s.reg, Log: true, Line: s.log.Line, Mirror: true, Labels: true, Generation: nextGeneration(s.conf.GetDataDir())}
 	if url := s.conf.GetOtlpEndpoint(); url != "" {
 		var err error
 		s.push, err = otlp.New(otlp.Config{Endpoint: url, Metrics: s.reg, Resource: otlp.Resource{Service: "chasquid", Version: s.build.version, Instance: s.conf.GetHostname()}})

@@ -1,10 +1,12 @@
 package monitoring
 
 import (
+	"fmt"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
@@ -31,22 +33,32 @@ var logLevels = []string{"error", "info", "debug"}
 
 // Log keeps the last lines of the process log for the pages, and passes everything on to the logger that was there before.
 type Log struct {
-	next   *log.Logger
-	lines  map[string]*expvarom.Counter
-	failed *expvarom.Counter
+	next    *log.Logger
+	callers bool // lines for next name who logged
+	lines   map[string]*expvarom.Counter
+	failed  *expvarom.Counter
+	places  sync.Map // of *place, by the [2]uintptr that runtime.Callers gave for it
+	known   atomic.Int32
 
 	mu   sync.Mutex
 	ring []LogLine
 	n    uint64
 }
 
+// place is a line of code that logs.
+type place struct {
+	short  string // "work.go:352"
+	column string // the same as the logger writes it before the text
+}
+
 // NewLog returns a Log in front of next, which is log.Default as log.Init left it. To take part, Logger becomes log.Default.
 func NewLog(next *log.Logger, r *expvarom.Registry) *Log {
-	l := &Log{next: next, lines: map[string]*expvarom.Counter{}, ring: make([]LogLine, 0, 64)}
+	l := &Log{next: next, callers: next.LogCaller, lines: map[string]*expvarom.Counter{}, ring: make([]LogLine, 0, 64)}
 	lines := r.CounterVec("chasquid_log_messages_total", "Lines written to the process log, by level.", []string{"level"}, logLevels)
 	for _, level := range logLevels {
 		l.lines[level] = lines.With(level)
 	}
+	next.LogCaller = false // it would look at the stack again
 	l.failed = r.CounterVec("chasquid_log_write_errors_total", "Lines that could not be written, by log.", []string{"log"}, []string{"main", "maillog"}).With("main")
 	return l
 }
@@ -64,7 +76,35 @@ func (l *Log) Reopen() error { return l.next.Reopen() }
 // Debug takes a line of the kind that is logged only for a while, when somebody asked for it on the log's page.
 func (l *Log) Debug(text string) {
 	l.add("debug", "", text)
-	if err := l.next.Log(log.Info, 1, "debug: %s", text); err != nil {
+	l.pass(log.Info, &place{}, "debug: "+text)
+}
+
+// Line takes a line as log.Log does, but for the formatting: it is what a line costs that is written for every message. depth is how many
+// frames whoever logs is above the caller.
+func (l *Log) Line(level log.Level, depth int, text string) {
+	var pcs [2]uintptr // the second is needed to tell inlined functions
+	runtime.Callers(depth+2, pcs[:])
+	at := l.place(pcs)
+	l.add(levelName(level), at.short, text)
+	l.pass(level, at, text)
+}
+
+func levelName(level log.Level) string {
+	switch {
+	case level < log.Info:
+		return "error"
+	case level > log.Info:
+		return "debug"
+	}
+	return "info"
+}
+
+// pass hands a line to the logger behind.
+func (l *Log) pass(level log.Level, at *place, text string) {
+	if l.callers {
+		text = at.column + text
+	}
+	if err := l.next.Log(level, 0, "%s", text); err != nil {
 		l.failed.Inc()
 	}
 }
@@ -83,12 +123,9 @@ func (s logSink) Write(b []byte) (int, error) {
 	case "☠":
 		level, name = log.Fatal, "error"
 	}
-	caller, depth := logCaller()
-	s.l.add(name, caller, text)
-	// The logger behind counts frames from its caller, and one more since it is used to being called through functions.
-	if err := s.l.next.Log(level, depth-1, "%s", text); err != nil {
-		s.l.failed.Inc()
-	}
+	at := newPlace(logCaller())
+	s.l.add(name, at.short, text)
+	s.l.pass(level, at, text)
 	return len(b), nil
 }
 
@@ -97,26 +134,45 @@ func (s logSink) Close() error {
 	return nil
 }
 
-// logCaller finds who logged: the first function that belongs neither to the log nor to the tracing. depth is how many frames it is
-// above its caller.
-func logCaller() (where string, depth int) {
+// logCaller finds who logged: the first function that belongs neither to the log nor to the tracing.
+func logCaller() runtime.Frame {
 	var pcs [16]uintptr
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
-	for ; ; depth++ {
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
+	for {
 		f, more := frames.Next()
-		name := f.Function
-		if depth > 0 && !strings.HasPrefix(name, "blitiri.com.ar/go/log.") && !strings.HasPrefix(name, "blitiri.com.ar/go/chasquid/internal/trace.") {
-			return shortFrame(f), depth
+		if !strings.HasPrefix(f.Function, "blitiri.com.ar/go/log.") && !strings.HasPrefix(f.Function, "blitiri.com.ar/go/chasquid/internal/trace.") {
+			return f
 		}
 		if !more {
-			return "", depth
+			return runtime.Frame{}
 		}
 	}
 }
 
-func shortFrame(f runtime.Frame) string {
+// maxPlaces bounds the places remembered. A program has fewer that log.
+const maxPlaces = 10_000
+
+// place names the code at pcs. Finding that out takes longer than writing a line, so it is remembered.
+func (l *Log) place(pcs [2]uintptr) *place {
+	if at, ok := l.places.Load(pcs); ok {
+		return at.(*place)
+	}
+	f, _ := runtime.CallersFrames(pcs[:]).Next()
+	at := newPlace(f)
+	if l.known.Add(1) <= maxPlaces {
+		l.places.Store(pcs, at)
+	}
+	return at
+}
+
+// newPlace renders a place. The column is as wide as package log makes it, and cut from the left.
+func newPlace(f runtime.Frame) *place {
+	if f.Line == 0 {
+		return &place{column: fmt.Sprintf("%-18s ", "unknown:0")}
+	}
 	file := f.File[strings.LastIndexByte(f.File, '/')+1:]
-	return file + ":" + itoa(f.Line)
+	column := fmt.Sprintf("%s:%-4d", file, f.Line)
+	return &place{file + ":" + itoa(f.Line), fmt.Sprintf("%-18s ", column[max(0, len(column)-18):])}
 }
 
 func (l *Log) add(level, caller, text string) {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -102,14 +103,49 @@ func TestLogCaller(t *testing.T) {
 	l := NewLog(behind, nil)
 	log.Default = l.Logger()
 	log.Infof("one")
-	rec := trace.New(trace.Config{Log: true})
-	_, sp := trace.Start(trace.WithRecorder(t.Context(), rec), trace.DNS, "x")
-	sp.Infof("two")
-	sp.Finish()
-	for _, x := range l.Lines() {
+	for _, conf := range []trace.Config{{Log: true}, {Log: true, Line: l.Line}} {
+		_, sp := trace.Start(trace.WithRecorder(t.Context(), trace.New(conf)), trace.DNS, "x")
+		for range 2 { // the second time it is known
+			sp.Infof("two")
+			sp.Errorf("three")
+			sp.Error(errors.New("four"))
+		}
+		sp.Finish()
+	}
+	lines := l.Lines()
+	if len(lines) != 13 {
+		t.Errorf("%d lines", len(lines))
+	}
+	where := map[string]bool{}
+	for _, x := range lines {
+		where[x.Caller] = true
 		if !strings.HasPrefix(x.Caller, "tools_test.go:") {
 			t.Errorf("caller of %q is %q", x.Text, x.Caller)
 		}
+	}
+	if len(where) != 4 {
+		t.Errorf("four lines of code logged, the log names %d: %v", len(where), where)
+	}
+}
+
+// TestLogFormat checks that lines look as they do without us, whichever way they come.
+func TestLogFormat(t *testing.T) {
+	plain, fronted, direct := &sink{}, &sink{}, &sink{}
+	all := []*log.Logger{log.New(plain), NewLog(log.New(fronted), nil).Logger()}
+	l := NewLog(log.New(direct), nil)
+	for range 2 {
+		for _, g := range all {
+			g.Errorf("%s", "text")
+			g.Infof("%s", "text")
+		}
+		l.Line(log.Error, 0, "text")
+		l.Line(log.Info, 0, "text")
+	}
+	clean := func(s *sink) string {
+		return regexp.MustCompile(`\d{4}-\d\d-\d\d [0-9:.]+ |:\d+`).ReplaceAllString(s.String(), "")
+	}
+	if want := strings.Repeat("E tools_test.go  text\n_ tools_test.go  text\n", 2); clean(plain) != want || clean(fronted) != want || clean(direct) != want {
+		t.Errorf("lines\n%s%s%s", plain, fronted, direct)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/log"
 )
 
 // DefaultBudget is the memory a Recorder uses at most, in bytes.
@@ -18,11 +19,14 @@ const DefaultBudget = 32 << 20
 type Config struct {
 	Metrics *expvarom.Registry
 
-	Budget  int64 // bytes of memory, 0: DefaultBudget
-	Log     bool  // errors go to the process log at level info, other events at level debug
-	Mirror  bool  // spans of connections, messages, the queue and deliveries go to golang.org/x/net/trace
-	Mirrors int   // spans mirrored in a second at most, 0: DefaultMirrors. Failed and slow ones have as many again
-	Labels  bool  // goroutines that work on a message or connection carry profiler labels "family" and "trace"
+	Budget int64 // bytes of memory, 0: DefaultBudget
+	Log    bool  // errors go to the process log at level info, other events at level debug
+	// Line takes the lines for the process log that its level asks for, nil: log.Log. depth is as there: how many frames whoever
+	// annotated is above the caller of Line.
+	Line    func(level log.Level, depth int, line string)
+	Mirror  bool // spans of connections, messages, the queue and deliveries go to golang.org/x/net/trace
+	Mirrors int  // spans mirrored in a second at most, 0: DefaultMirrors. Failed and slow ones have as many again
+	Labels  bool // goroutines that work on a message or connection carry profiler labels "family" and "trace"
 
 	// Generation counts the starts of the server, so that spans of one message tell which process made them.
 	Generation int64

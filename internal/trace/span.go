@@ -244,23 +244,39 @@ func (s *Span) event(k Kind, level log.Level, depth int, text []byte) {
 	if log.V(level) {
 		s.log(k, level, depth+1, text)
 	} else if f := s.rec.debug.Load(); f != nil {
-		(*f)(s.logAs.String() + " " + s.logged + ": " + escape(string(text[:min(len(text), maxText)])))
+		(*f)(string(appendEscaped(s.appendPrefix(nil), text[:min(len(text), maxText)])))
 	}
 }
 
 // log writes an event to the process log, as "<family> <title>: <text>". Filters such as fail2ban's read these lines.
 func (s *Span) log(k Kind, level log.Level, depth int, text []byte) {
-	pre := ""
+	var room [256]byte
+	b := s.appendPrefix(room[:0])
 	if k == Error {
-		pre = "error: "
+		b = append(b, "error: "...)
 	}
-	log.Log(level, depth+2, "%s %s: %s%s", s.logAs, s.logged, pre, escape(string(text[:min(len(text), maxText)])))
+	line := string(appendEscaped(b, text[:min(len(text), maxText)]))
+	if s.rec.cfg.Line != nil {
+		s.rec.cfg.Line(level, depth+1, line)
+		return
+	}
+	log.Log(level, depth+2, "%s", line)
 }
 
-// escape quotes text as Go does, without the outer quotes, so that nothing in it can make a line of its own.
-func escape(s string) string {
-	q := strconv.Quote(s)
-	return q[1 : len(q)-1]
+func (s *Span) appendPrefix(b []byte) []byte {
+	b = append(append(b, s.logAs.String()...), ' ')
+	return append(append(b, s.logged...), ": "...)
+}
+
+// appendEscaped quotes text as Go does, without the outer quotes, so that nothing in it can make a line of its own.
+func appendEscaped(b, text []byte) []byte {
+	for _, c := range text {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' {
+			q := strconv.Quote(string(text))
+			return append(b, q[1:len(q)-1]...)
+		}
+	}
+	return append(b, text...)
 }
 
 // Finish ends the span.
