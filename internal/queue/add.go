@@ -27,7 +27,8 @@ type live struct {
 
 	// What a message with one recipient needs, without allocating it.
 	status [1]RcptStatus
-	route  mail.Route // of the only recipient, for its first attempt
+	route  mail.Route      // of the only recipient, for its first attempt
+	from   address.Address // as the next hop sees it, likewise
 	routed bool
 }
 

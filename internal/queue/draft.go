@@ -241,7 +241,7 @@ func (q *Queue) accept(ctx context.Context, l *live) {
 	q.mu.Lock()
 	m := q.schedule(&l.entry, &p, now)
 	if len(q.live) < keepUnsent && len(l.entry.Status) <= keepUnsent {
-		l.route, l.routed = p.route, p.routed
+		l.route, l.from, l.routed = p.route, p.only.from, p.routed
 		q.live[m] = l
 	}
 	q.kick()

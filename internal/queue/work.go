@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/queue/sched"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
@@ -79,7 +80,8 @@ type attempt struct {
 	out   []mail.Outcome // theirs, in the same order
 	tried int            // the first of these that the courier was asked for; before are those given up
 	route mail.Route
-	one   [1]int // room for rcpts
+	from  address.Address // as the next hop sees it
+	one   [1]int          // room for rcpts
 }
 
 // attempt attempts the unit. q.mu is held, but not while that is done.
@@ -247,7 +249,7 @@ func (a *attempt) fail(o mail.Outcome) {
 func (a *attempt) chooseRoute() error {
 	q, l := a.q, a.l
 	if l.routed {
-		a.route, l.routed = l.route, false
+		a.route, a.from, l.routed = l.route, l.from, false
 		return nil
 	}
 	q.mu.Lock()
@@ -263,7 +265,7 @@ func (a *attempt) chooseRoute() error {
 			return err
 		}
 		if chosen == nil && g.dest == here {
-			chosen, a.route = &g, route
+			chosen, a.route, a.from = &g, route, g.from
 		}
 		if chosen != nil && g == *chosen {
 			stay = append(stay, i)
@@ -299,8 +301,7 @@ func (a *attempt) call(number int) {
 	if len(rcpts) == 0 {
 		return
 	}
-	job := mail.Job{ID: e.ID, Env: &e.Env, Route: a.route, Attempt: number, Size: e.Size,
-		From: q.sender(&e.Env, &e.Env.Rcpts[rcpts[0]], &a.route, a.began),
+	job := mail.Job{ID: e.ID, Env: &e.Env, Route: a.route, From: a.from, Attempt: number, Size: e.Size,
 		Open: func() (io.ReadCloser, error) { return q.conf.Store.Open(e.ID) }}
 	if len(rcpts) == len(e.Env.Rcpts) {
 		job.Rcpts = e.Env.Rcpts

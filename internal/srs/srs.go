@@ -10,7 +10,9 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"errors"
+	"hash"
 	"strings"
+	"sync"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
@@ -41,7 +43,14 @@ var code = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(ba
 
 // Rewriter rewrites with the first of its secrets and accepts what was rewritten with any of them, so that a secret can be replaced.
 // It is safe for concurrent use.
-type Rewriter struct{ secrets [][]byte }
+type Rewriter struct{ secrets []*secret }
+
+// secret makes hashes. What HMAC computes of the key alone is kept from one to the next.
+type secret struct{ macs sync.Pool }
+
+func newSecret(key []byte) *secret {
+	return &secret{sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}
+}
 
 // New returns a rewriter. It needs at least one secret, of 16 random bytes or more; empty ones are ignored. Without any it returns nil,
 // which rewrites nothing.
@@ -49,7 +58,7 @@ func New(secrets ...[]byte) *Rewriter {
 	r := &Rewriter{}
 	for _, s := range secrets {
 		if len(s) > 0 {
-			r.secrets = append(r.secrets, s)
+			r.secrets = append(r.secrets, newSecret(s))
 		}
 	}
 	if len(r.secrets) == 0 {
@@ -72,7 +81,7 @@ func (r *Rewriter) Forward(sender address.Address, domain string, now time.Time)
 	switch kind, rest := split(s.Local); kind {
 	case "srs0": // ours is the second rewriting: remember the first forwarder, who can undo the rest
 		body := s.Domain + "=" + rest
-		local = "SRS1=" + r.hash(r.secrets[0], "srs1", body) + "=" + body
+		local = "SRS1=" + r.secrets[0].hash("srs1", body) + "=" + body
 	case "srs1": // the third or a later one: the first forwarder is named already
 		_, body, ok := strings.Cut(rest[1:], "=")
 		host, tail, ok2 := strings.Cut(body, "=")
@@ -80,7 +89,7 @@ func (r *Rewriter) Forward(sender address.Address, domain string, now time.Time)
 			local = r.srs0(s, now)
 			break
 		}
-		local = "SRS1=" + r.hash(r.secrets[0], "srs1", body) + "=" + body
+		local = "SRS1=" + r.secrets[0].hash("srs1", body) + "=" + body
 	default:
 		local = r.srs0(s, now)
 	}
@@ -92,7 +101,7 @@ func (r *Rewriter) Forward(sender address.Address, domain string, now time.Time)
 
 func (r *Rewriter) srs0(s address.Address, now time.Time) string {
 	body := encodeDay(day(now)) + "=" + s.Domain + "=" + s.Local
-	return "SRS0=" + r.hash(r.secrets[0], "srs0", body) + "=" + body
+	return "SRS0=" + r.secrets[0].hash("srs0", body) + "=" + body
 }
 
 // Reverse returns the address that a rewritten one stands for. Its domain is of no interest: the caller has checked that it is local.
@@ -149,16 +158,21 @@ func split(local string) (kind, rest string) {
 }
 
 // hash is over the lower-case form: the case of a local part may change on the way.
-func (r *Rewriter) hash(secret []byte, kind, body string) string {
-	m := hmac.New(sha256.New, secret)
-	m.Write([]byte(kind))
-	m.Write([]byte(strings.ToLower(body)))
-	return code.EncodeToString(m.Sum(nil))[:hashLen]
+func (s *secret) hash(kind, body string) string {
+	m := s.macs.Get().(hash.Hash)
+	defer s.macs.Put(m)
+	m.Reset()
+	var room [128]byte
+	m.Write(append(append(room[:0], kind...), strings.ToLower(body)...))
+	sum := m.Sum(room[:0])
+	var text [8]byte
+	code.Encode(text[:], sum[:5])
+	return string(text[:hashLen])
 }
 
 func (r *Rewriter) verify(hash, kind, body string) bool {
 	for _, s := range r.secrets {
-		if hmac.Equal([]byte(strings.ToLower(hash)), []byte(r.hash(s, kind, body))) {
+		if hmac.Equal([]byte(strings.ToLower(hash)), []byte(s.hash(kind, body))) {
 			return true
 		}
 	}

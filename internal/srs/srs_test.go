@@ -1,6 +1,8 @@
 package srs
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
 	"errors"
 	"strings"
 	"testing"
@@ -94,6 +96,22 @@ func TestChain(t *testing.T) {
 	}
 }
 
+// TestHash pins the hash: addresses that were rewritten by an earlier version must go on working.
+func TestHash(t *testing.T) {
+	key := []byte("0123456789abcdef")
+	r := New(key)
+	for _, body := range []string{"x", "1a=example.org=alice", strings.Repeat("long", 60)} {
+		m := hmac.New(sha256.New, key)
+		m.Write([]byte("srs0" + body))
+		want := code.EncodeToString(m.Sum(nil))[:hashLen]
+		for range 2 {
+			if got := r.secrets[0].hash("srs0", strings.ToUpper(body)); got != want {
+				t.Errorf("hash of %.20q is %q, want %q", body, got, want)
+			}
+		}
+	}
+}
+
 func TestReverseRefuses(t *testing.T) {
 	good, _ := us.Forward(address.MustParse("a@s.test"), "us.test", now)
 	other, _ := New([]byte("x")).Forward(address.MustParse("a@s.test"), "us.test", now)
@@ -112,9 +130,9 @@ func TestReverseRefuses(t *testing.T) {
 		{edit("=a", "=b"), now, ErrForged},
 		{edit("SRS0", "SRS1"), now, ErrForged},
 		{address.Address{Local: "SRS0==", Domain: "us.test"}, now, ErrForged},
-		{address.Address{Local: "SRS0=" + us.hash(us.secrets[0], "srs0", "x"), Domain: "us.test"}, now, ErrForged},
-		{address.Address{Local: "SRS0=" + us.hash(us.secrets[0], "srs0", "zz=a=b") + "=zz=a=b", Domain: "us.test"}, now, ErrForged},
-		{address.Address{Local: "SRS0=" + us.hash(us.secrets[0], "srs0", "00=..=b") + "=00=..=b", Domain: "us.test"}, now, ErrExpired},
+		{address.Address{Local: "SRS0=" + us.secrets[0].hash("srs0", "x"), Domain: "us.test"}, now, ErrForged},
+		{address.Address{Local: "SRS0=" + us.secrets[0].hash("srs0", "zz=a=b") + "=zz=a=b", Domain: "us.test"}, now, ErrForged},
+		{address.Address{Local: "SRS0=" + us.secrets[0].hash("srs0", "00=..=b") + "=00=..=b", Domain: "us.test"}, now, ErrExpired},
 		{good, now.Add(22 * 24 * time.Hour), ErrExpired},
 		{good, now.Add(400 * 24 * time.Hour), ErrExpired},
 		{good, now.Add(-24 * time.Hour), nil},
