@@ -336,9 +336,10 @@ func (t *transaction) verdict() mail.Outcome {
 		return t.refused(StageBody)
 	}
 	t.delivered = true
-	if span := t.d.span; span != nil {
-		span.Printf("%s (%s): %s", c.mta, c.protection(), c.rr.Reply())
+	o := mail.Outcome{Disposition: mail.Delivered, Reply: c.rr.Reply(), MTA: c.mta, TLS: c.protection(), Relayed: !c.caps.dsn && !c.lmtp}
+	if t.d.span != nil {
+		t.d.span.Print(o.MTA + " (" + o.TLS + "): " + o.Reply.String())
 	}
 	t.d.s.metrics.sent[t.d.job.Route.Transport&3].Add(float64(t.d.job.Size))
-	return mail.Outcome{Disposition: mail.Delivered, Reply: c.rr.Reply(), MTA: c.mta, TLS: c.protection(), Relayed: !c.caps.dsn && !c.lmtp}
+	return o
 }

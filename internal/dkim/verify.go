@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/deadline"
 	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
 	"blitiri.com.ar/go/chasquid/internal/message"
@@ -81,7 +82,7 @@ func (v *Verifier) Verify(ctx context.Context, h *message.Header, body func() (i
 	}
 	ctx, span := trace.Start(ctx, trace.CheckDKIM, "verify")
 	defer span.Finish()
-	ctx, cancel := context.WithTimeout(ctx, keyBudget)
+	ctx, cancel := deadline.After(ctx, keyBudget)
 	defer cancel()
 	sigs := make([]*signature, 0, MaxSignatures)
 	for f := range h.All(fieldName) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/deadline"
 	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
 	"blitiri.com.ar/go/chasquid/internal/message"
@@ -189,7 +190,7 @@ func (w *walker) record(domain string) (*Record, error) {
 	if w.seen == nil {
 		w.seen = w.buf[:0] // one look-up, bounded by the resolver, is nearly always enough
 	} else if w.cancel == nil {
-		w.ctx, w.cancel = context.WithTimeout(w.ctx, dnsBudget)
+		w.ctx, w.cancel = deadline.After(w.ctx, dnsBudget)
 	}
 	a := answer{domain: domain}
 	txt, _, err := w.resolver.TXT(w.ctx, dns.ForDMARC, "_dmarc."+domain)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/deadline"
 	"blitiri.com.ar/go/chasquid/internal/dns"
 	"blitiri.com.ar/go/chasquid/internal/message"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
@@ -114,7 +115,7 @@ func (c *Sender) owned(ctx context.Context, t *Transaction, a address.Address, n
 
 // reachable refuses senders with a null MX (RFC 7505 section 4.2). Whatever goes wrong with the look-up is no reason.
 func (c *Sender) reachable(ctx context.Context, from address.Address) Verdict {
-	ctx, cancel := context.WithTimeout(ctx, nullMXTime)
+	ctx, cancel := deadline.After(ctx, nullMXTime)
 	defer cancel()
 	domain, err := address.DomainToASCII(from.Domain)
 	if err != nil {

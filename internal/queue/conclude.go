@@ -152,8 +152,9 @@ func (q *Queue) conclude(ctx context.Context, m uint32, l *live, w wish) {
 	}
 	event := c.end()
 	q.mu.Unlock()
-	if event.Kind != 0 {
-		q.observe(&event)
+	if event != nil {
+		q.observe(event)
+		event.Free()
 	}
 	for _, n := range c.notices {
 		q.accept(ctx, n)
@@ -251,16 +252,21 @@ func (q *Queue) erase(l *live) error {
 	return nil
 }
 
-// end gives up the jobs, and the message if it is final and all is written, and returns the event to be told. q.mu is held.
-func (c *conclusion) end() timeline.Event {
+// end gives up the jobs, and the message if it is final and all is written, and returns the event to be told, if any. q.mu is held.
+func (c *conclusion) end() *timeline.Event {
 	q, m, l, e := c.q, c.m, c.l, &c.l.entry
-	event := timeline.Event{ID: e.ID, Trace: e.Env.Trace, From: e.Env.From, MessageID: e.Env.MessageID, Size: e.Size}
+	event := func(k timeline.Kind) *timeline.Event {
+		ev := timeline.New(k)
+		ev.ID, ev.Trace, ev.From, ev.MessageID, ev.Size = e.ID, e.Env.Trace, e.Env.From, e.Env.MessageID, e.Size
+		return ev
+	}
 	l.busy = false
 	if c.final && c.ok && l.jobs == c.jobs {
-		event.Kind, event.Took = timeline.Final, time.Since(e.Env.Arrived)
+		ev := event(timeline.Final)
+		ev.Took = time.Since(e.Env.Arrived)
 		q.m.removed(q.fate(m, e))
 		q.forget(m)
-		return event
+		return ev
 	}
 	if c.final { // also if somebody took it meanwhile, who will then end it
 		q.index.at(m).flags |= closing
@@ -268,9 +274,11 @@ func (c *conclusion) end() timeline.Event {
 	l.jobs -= c.jobs - 1
 	q.release(m, l)
 	if l.jobs == 0 && !c.final && q.index.at(m).state == waiting {
-		event.Kind, event.Wait = timeline.LoopEnd, q.untilNext(m)
+		ev := event(timeline.LoopEnd)
+		ev.Wait = q.untilNext(m)
+		return ev
 	}
-	return event
+	return nil
 }
 
 // fate is why a message leaves, as the metric has it.

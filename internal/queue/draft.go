@@ -225,11 +225,17 @@ func (q *Queue) queued(l *live, env *mail.Envelope, took time.Duration) {
 			given[i] = env.Rcpts[i].To
 		}
 	}
-	q.observe(&timeline.Event{Kind: timeline.Queued, ID: e.ID, Trace: e.Env.Trace, Client: e.Env.Client, User: e.Env.Auth,
-		MessageID: e.Env.MessageID, From: e.Env.From, Rcpts: given, Size: e.Size, Took: took, Text: e.Env.Source.String()})
+	ev := timeline.New(timeline.Queued)
+	ev.ID, ev.Trace, ev.Client, ev.User, ev.MessageID, ev.From = e.ID, e.Env.Trace, e.Env.Client, e.Env.Auth, e.Env.MessageID, e.Env.From
+	ev.Rcpts, ev.Size, ev.Took, ev.Text = given, e.Size, took, e.Env.Source.String()
+	q.observe(ev)
+	ev.Free()
 	for i := range e.Env.Rcpts {
 		if r := &e.Env.Rcpts[i]; r.Kind != mail.Email || r.To != r.Orig {
-			q.observe(&timeline.Event{Kind: timeline.Expanded, ID: e.ID, Trace: e.Env.Trace, From: e.Env.From, Rcpt: r})
+			ev := timeline.New(timeline.Expanded)
+			ev.ID, ev.Trace, ev.From, ev.Rcpt = e.ID, e.Env.Trace, e.Env.From, r
+			q.observe(ev)
+			ev.Free()
 		}
 	}
 }

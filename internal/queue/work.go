@@ -350,14 +350,17 @@ func (a *attempt) report(span *trace.Span) {
 		}
 		switch o.Disposition {
 		case mail.Delivered:
-			span.Infof("%s sent", r.Target())
+			span.Info(r.Target() + " sent")
 		case mail.Failed:
 			span.Errorf("%s failed permanently: %s", r.Target(), failureText(o))
 		default:
 			span.Errorf("%s deferred: %s", r.Target(), failureText(o))
 		}
-		q.observe(&timeline.Event{Kind: timeline.Attempt, ID: e.ID, Trace: e.Env.Trace, From: e.Env.From, MessageID: e.Env.MessageID,
-			Rcpt: r, N: e.Status[i].Attempts + 1, Outcome: o, Reply: o.Reply, Took: a.took})
+		ev := timeline.New(timeline.Attempt)
+		ev.ID, ev.Trace, ev.From, ev.MessageID = e.ID, e.Env.Trace, e.Env.From, e.Env.MessageID
+		ev.Rcpt, ev.N, ev.Outcome, ev.Reply, ev.Took = r, e.Status[i].Attempts+1, o, o.Reply, a.took
+		q.observe(ev)
+		ev.Free()
 	}
 }
 

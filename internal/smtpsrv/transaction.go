@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/deadline"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/policy"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
@@ -47,18 +48,23 @@ func (s *session) newTransaction(from address.Address) *transaction {
 // discard gives up what was received of the message.
 func (tx *transaction) discard() { tx.rx.discard() }
 
-// judge runs a check and returns the answer if it refused. rcpt is what it was about, if it was a recipient.
-func (s *session) judge(tx *transaction, name string, rcpt *mail.Recipient, check func() policy.Verdict) (answer, bool) {
-	start := time.Now()
+// judge runs a check and returns the answer if it refused. rcpt is what it was about, if it was a recipient. at is when the check begins;
+// judge moves it to its end, where the next one begins.
+func (s *session) judge(tx *transaction, name string, rcpt *mail.Recipient, at *time.Time, check func() policy.Verdict) (answer, bool) {
 	v := check()
-	took := time.Since(start)
+	now := time.Now()
+	took := now.Sub(*at)
+	*at = now
 	if rcpt == nil {
 		s.srv.m.stage(name, took, tx.Env.Trace)
 	}
 	tx.headers.place(v)
 	if v.Note != "" {
 		tx.span.Debugf("%s: %s", name, v.Note)
-		s.srv.observe(&timeline.Event{Kind: timeline.Check, ID: tx.ID, Trace: tx.Env.Trace, Client: s.remote, From: tx.Env.From, Took: took, Text: name + ": " + v.Note})
+		e := timeline.New(timeline.Check)
+		e.At, e.ID, e.Trace, e.Client, e.From, e.Took, e.Text = now, tx.ID, tx.Env.Trace, s.remote, tx.Env.From, took, name+": "+v.Note
+		s.srv.observe(e)
+		e.Free()
 	}
 	if v.Refuse == nil {
 		return answer{}, true
@@ -211,11 +217,12 @@ func (s *session) checkBody(tx *transaction) (answer, bool) {
 	if len(s.cfg.BodyChecks) == 0 {
 		return answer{}, true
 	}
-	ctx, cancel := context.WithTimeout(tx.ctx, bodyTime)
+	ctx, cancel := deadline.After(tx.ctx, bodyTime)
 	defer cancel()
 	tx.Prefix = func() []byte { return tx.headers.compose(&tx.Transaction, nil) }
+	at := time.Now()
 	for _, c := range s.cfg.BodyChecks {
-		if a, ok := s.judge(tx, c.Name(), nil, func() policy.Verdict { return c.Body(ctx, &tx.Transaction, tx.rx.draft) }); !ok {
+		if a, ok := s.judge(tx, c.Name(), nil, &at, func() policy.Verdict { return c.Body(ctx, &tx.Transaction, tx.rx.draft) }); !ok {
 			return a, false
 		}
 	}

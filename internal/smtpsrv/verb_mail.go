@@ -3,6 +3,7 @@ package smtpsrv
 import (
 	"errors"
 	"strings"
+	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/esmtp"
@@ -70,8 +71,9 @@ func (s *session) mail(arg []byte) answer {
 		tx.span.Finish()
 		return a
 	}
+	at := time.Now()
 	for _, c := range s.cfg.MailChecks {
-		if a, ok := s.judge(tx, c.Name(), nil, func() policy.Verdict { return c.Mail(tx.ctx, &tx.Transaction) }); !ok {
+		if a, ok := s.judge(tx, c.Name(), nil, &at, func() policy.Verdict { return c.Mail(tx.ctx, &tx.Transaction) }); !ok {
 			tx.span.Finish()
 			return a
 		}
@@ -162,8 +164,9 @@ func (s *session) rcpt(arg []byte) answer {
 		s.m.recipients[rcptBadSyntax].Inc()
 		return a
 	}
+	at := time.Now()
 	for _, c := range s.cfg.RcptChecks {
-		if a, ok := s.judge(tx, c.Name(), r, func() policy.Verdict { return c.Rcpt(tx.ctx, &tx.Transaction, r) }); !ok {
+		if a, ok := s.judge(tx, c.Name(), r, &at, func() policy.Verdict { return c.Rcpt(tx.ctx, &tx.Transaction, r) }); !ok {
 			tx.refused++
 			return a
 		}

@@ -2,6 +2,7 @@
 package timeline
 
 import (
+	"sync"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
@@ -62,7 +63,23 @@ type Event struct {
 	Err       error
 }
 
-// Observer takes events. Observe is called in order for one message, must not block and must not keep pointers it may change.
+var events = sync.Pool{New: func() any { return new(Event) }}
+
+// New returns an event to fill in. Whoever made it may Free it once it was observed: nobody keeps it.
+func New(k Kind) *Event {
+	e := events.Get().(*Event)
+	e.Kind = k
+	return e
+}
+
+// Free gives the event back for another use.
+func (e *Event) Free() {
+	*e = Event{}
+	events.Put(e)
+}
+
+// Observer takes events. Observe is called in order for one message, must not block, and must neither keep the event nor pointers
+// it may change.
 type Observer interface{ Observe(*Event) }
 
 // Observers hands each event to all of them in turn. A nil list does nothing.

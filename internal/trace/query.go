@@ -338,15 +338,26 @@ func (r *Recorder) Lookup(prefix string) []ID {
 
 // exemplars bounds how many traces metrics may refer to.
 type exemplars struct {
-	fast, slow atomic.Int64       // when the next one is welcome, in nanoseconds since 1970
+	fast, slow pause
 	last       atomic.Pointer[ID] // the latest
+}
+
+// pause lets one through, and then nobody for a while. It is asked at every observation, so it does not look at the clock.
+type pause struct{ on atomic.Bool }
+
+func (p *pause) pass(every time.Duration) bool {
+	if p.on.Load() || !p.on.CompareAndSwap(false, true) {
+		return false
+	}
+	time.AfterFunc(every, func() { p.on.Store(false) })
+	return true
 }
 
 // What metrics may refer to: a trace a second, and five more for slow observations.
 const (
 	exemplarSlow      = 0.5 // seconds
-	exemplarEvery     = int64(time.Second)
-	exemplarSlowEvery = int64(time.Second / 5)
+	exemplarEvery     = time.Second
+	exemplarSlowEvery = time.Second / 5
 )
 
 // Exemplar says whether a metric may refer to the trace: it is an expvarom.KeptFunc. For an observation (of v seconds) that is the case now
@@ -358,13 +369,11 @@ func (r *Recorder) Exemplar(id [16]byte, observed bool, v float64) bool {
 	if last := r.ex.last.Load(); last != nil && *last == id {
 		return true
 	}
-	next, every := &r.ex.fast, exemplarEvery
+	welcome, every := &r.ex.fast, exemplarEvery
 	if v >= exemplarSlow {
-		next, every = &r.ex.slow, exemplarSlowEvery
+		welcome, every = &r.ex.slow, exemplarSlowEvery
 	}
-	now := time.Now()
-	t := now.UnixNano()
-	if due := next.Load(); t < due || !next.CompareAndSwap(due, t+every) {
+	if !welcome.pass(every) {
 		return false
 	}
 	r.mu.Lock()
@@ -373,7 +382,7 @@ func (r *Recorder) Exemplar(id [16]byte, observed bool, v float64) bool {
 	if st == nil {
 		return false
 	}
-	r.put(&r.exemplar, entry{st: st}, now)
+	r.put(&r.exemplar, entry{st: st}, time.Now())
 	last := ID(id)
 	r.ex.last.Store(&last)
 	return true

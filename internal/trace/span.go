@@ -75,10 +75,24 @@ func (s *Span) Printf(format string, a ...any) {
 	}
 }
 
+// Print is Printf for a text that needs no formatting.
+func (s *Span) Print(text string) {
+	if s != nil && s.rec != nil {
+		s.print(Info, log.Debug, text)
+	}
+}
+
 // Debugf adds an event that is logged only at verbosity 1.
 func (s *Span) Debugf(format string, a ...any) {
 	if s != nil && s.rec != nil {
 		s.printf(Debug, log.Debug, format, a)
+	}
+}
+
+// Info adds an event that is always logged, and needs no formatting.
+func (s *Span) Info(text string) {
+	if s != nil && s.rec != nil {
+		s.print(Info, log.Info, text)
 	}
 }
 
@@ -211,6 +225,14 @@ func (s *Span) link(l Link) {
 func (s *Span) printf(k Kind, level log.Level, format string, a []any) {
 	p := s.rec.getScratch()
 	b := fmt.Appendf((*p)[:0], format, a...)
+	s.event(k, level, 2, b)
+	*p = b
+	s.rec.putScratch(p)
+}
+
+func (s *Span) print(k Kind, level log.Level, text string) {
+	p := s.rec.getScratch()
+	b := append((*p)[:0], text...)
 	s.event(k, level, 2, b)
 	*p = b
 	s.rec.putScratch(p)

@@ -254,7 +254,9 @@ func TestLOG3Lines(t *testing.T) {
 		spf.Printf("printed")
 		spf.Debugf("debugged")
 		spf.Event("event", Num("n", 1))
+		spf.Print("shown as it is: %d")
 		spf.Infof("%s sent", "x@example.org")
+		spf.Info("x@example.net sent")
 	}
 	info := captureLog(t, log.Info, work)
 	re := regexp.MustCompile(`(?m)^(?:\S+ \S+ )?_ span_test.go:(\d+) +(.*)$`)
@@ -266,12 +268,13 @@ func TestLOG3Lines(t *testing.T) {
 		`SMTP.Conn 192.0.2.1:4567: error: AUTH failed: 535  bad \"login\"\n`,
 		`SMTP.Conn 192.0.2.1:4567: error: RCPT failed: 550  no such user`,
 		`Check.SPF exam\x1bple: x@example.org sent`,
+		`Check.SPF exam\x1bple: x@example.net sent`,
 	}
-	if !slices.Equal(lines, want) || len(strings.Split(strings.TrimSpace(info), "\n")) != 3 {
+	if !slices.Equal(lines, want) || len(strings.Split(strings.TrimSpace(info), "\n")) != 4 {
 		t.Errorf("%s\ngives %q, want %q", info, lines, want)
 	}
 	slices.Sort(where)
-	if len(slices.Compact(where)) != 3 {
+	if len(slices.Compact(where)) != 4 {
 		t.Errorf("the lines of code are not those that annotated: %s", info)
 	}
 	fail2ban := regexp.MustCompile(`SMTP\.Conn (\S+):\d+: error:.*((AUTH|MAIL|RCPT|DATA) failed|Unknown command|too many errors|http command)`)
@@ -279,7 +282,7 @@ func TestLOG3Lines(t *testing.T) {
 		t.Errorf("the filter finds %q", m)
 	}
 	debug := captureLog(t, log.Debug, work)
-	for _, line := range []string{`Check.SPF exam\x1bple: printed`, `Check.SPF exam\x1bple: debugged`, `Check.SPF exam\x1bple: event n=1`} {
+	for _, line := range []string{`Check.SPF exam\x1bple: printed`, `Check.SPF exam\x1bple: debugged`, `Check.SPF exam\x1bple: event n=1`, `Check.SPF exam\x1bple: shown as it is: %d`} {
 		if !strings.Contains(debug, line) || !regexp.MustCompile(`\. span_test.go:\d+ +`+regexp.QuoteMeta(line)).MatchString(debug) {
 			t.Errorf("no %s in %s", line, debug)
 		}
