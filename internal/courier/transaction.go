@@ -72,11 +72,13 @@ func (t *transaction) pipelined() *fail {
 		b = append(b, "DATA\r\n"...)
 	}
 	c.log.sentBlock(b)
-	c.within(c.env.timeouts.DataBlock)
+	c.within(max(c.env.timeouts.DataBlock, c.env.timeouts.Mail))
 	if f := t.write(b, single); f != nil {
 		return f
 	}
-	c.within(c.env.timeouts.Mail)
+	if c.env.timeouts.DataBlock > c.env.timeouts.Mail {
+		c.within(c.env.timeouts.Mail)
+	}
 	if f := t.readEnvelope(dirty); f != nil {
 		return f
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,6 +37,9 @@ type Log struct {
 
 	mu      sync.Mutex
 	buf     []byte
+	second  int64 // that stamped begins lines of
+	zone    *time.Location
+	stamped []byte // the time of a line up to the fraction of the second
 	dest    writer
 	failing bool // the last write failed, and that was reported
 
@@ -170,7 +174,7 @@ func (l *Log) Observe(e *timeline.Event) {
 	}
 	before := len(l.buf)
 	if l.stamp {
-		l.buf = e.At.AppendFormat(l.buf, timeLayout)
+		l.buf = l.appendTime(l.buf, e.At)
 	}
 	start := len(l.buf)
 	l.buf = appendLine(l.buf, e)
@@ -185,6 +189,21 @@ func (l *Log) Observe(e *timeline.Event) {
 	case l.wake <- struct{}{}:
 	default:
 	}
+}
+
+// appendTime appends the time as timeLayout has it. Most lines are of the same second as the one before. l.mu is held.
+func (l *Log) appendTime(b []byte, at time.Time) []byte {
+	if second, zone := at.Unix(), at.Location(); second != l.second || zone != l.zone || len(l.stamped) == 0 {
+		l.second, l.zone = second, zone
+		l.stamped = at.AppendFormat(l.stamped[:0], timeLayout[:strings.IndexByte(timeLayout, '.')+1])
+	}
+	b = append(b, l.stamped...)
+	var digits [7]byte
+	digits[6] = ' '
+	for i, micros := 5, at.Nanosecond()/1000; i >= 0; i, micros = i-1, micros/10 {
+		digits[i] = byte('0' + micros%10)
+	}
+	return append(b, digits[:]...)
 }
 
 // appendLine appends the text of the event; the layouts are those that log readers of existing installations parse.

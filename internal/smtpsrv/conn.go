@@ -109,6 +109,9 @@ func (c *conn) armAt(d time.Time) {
 	c.raw.SetDeadline(d)
 }
 
+// hasLine reports whether a whole line is there already.
+func (c *conn) hasLine() bool { return bytes.IndexByte(c.buf[c.r:c.w], '\n') >= 0 }
+
 // line returns the next command line without its CRLF, valid until the next call. It has until the deadline to come to its end. limit
 // returns how long it may be, given its start. After errLineTooLong and smtp.ErrBareLF the line was skipped and the stream is in step
 // (RFC 5321 section 4.5.3.1.9). A bare LF ends a line so that the client hears of its mistake.

@@ -44,6 +44,7 @@ type session struct {
 	junk    int
 	unknown int
 	thought time.Time // when the present command was complete, for its metrics
+	said    time.Time // when the last one was answered
 	linger  bool      // the client may be sending when we close
 	end     endReason
 
@@ -192,10 +193,14 @@ func (s *session) commands() {
 	if s.srv.open.Load() > int64(s.cfg.MaxConns)*3/4 {
 		timeout = min(timeout, s.cfg.ScarceTimeout)
 	}
+	s.said = time.Now()
 	for {
-		line, err := s.c.line(time.Now().Add(timeout), lineLimit)
+		here := s.c.hasLine()
+		line, err := s.c.line(s.said.Add(timeout), lineLimit)
 		timeout = s.cfg.CommandTimeout
-		s.thought = time.Now()
+		if s.thought = s.said; !here {
+			s.thought = time.Now()
+		}
 		var v *verb
 		var a answer
 		switch {
@@ -264,7 +269,8 @@ func (s *session) answer(v *verb, a answer) bool {
 	if a.Code != 0 {
 		s.put(a.Reply)
 	}
-	s.srv.m.command(v, time.Since(s.thought), s.traceID())
+	s.said = time.Now()
+	s.srv.m.command(v, s.said.Sub(s.thought), s.traceID())
 	if a.then == bye {
 		if s.end == endOpen {
 			s.end = endErrors

@@ -100,7 +100,11 @@ func (r *Recorder) start(ctx context.Context, s *Span, from *Span) (context.Cont
 		s.mirror.begin(s)
 	}
 	r.mu.Lock()
-	s.state = r.stateOf(s.id)
+	if from != nil && from.id == s.id && from.state.active > 0 { // then its state is the one in the map
+		s.state = from.state
+	} else {
+		s.state = r.stateOf(s.id)
+	}
 	s.state.active++
 	r.seq++
 	s.seq = r.seq

@@ -353,8 +353,10 @@ func (s *Store) Open(id mail.ID) (io.ReadCloser, error) {
 	}
 	s.x.mu.RUnlock()
 	r := &bodyReader{s: s, segs: segs}
-	err := s.lost(at)
-	if g != nil {
+	var err error
+	if g == nil {
+		err = s.lost(at)
+	} else {
 		err = r.open(g, at.offset(), size)
 		g.done()
 	}
