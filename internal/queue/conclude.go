@@ -9,6 +9,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/queue/sched"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
 )
 
@@ -54,7 +55,7 @@ func (q *Queue) decide(m uint32, l *live, i int, o *mail.Outcome, now time.Time,
 	case mail.Failed:
 		st.Status = Failed
 	default:
-		st.Next = now.Add(sched.Delay(st.Attempts, shift))
+		st.Next = now.Add(sched.Delay(st.Attempts, o.RetryAfter, shift))
 		if end := q.expiry(&e.Env, &e.Env.Rcpts[i]); end.Before(st.Next) {
 			st.Next = end
 		}
@@ -211,8 +212,14 @@ func (c *conclusion) write(notes []note) (ok bool) {
 	if (!c.final || len(notes) > 0) && q.save(l) != nil {
 		return false
 	}
+	ctx := c.ctx
+	if len(notes) > 0 {
+		var span *trace.Span
+		ctx, span = trace.StartMessage(ctx, trace.QueueItem, string(l.entry.ID), l.entry.Env.Trace)
+		defer span.Finish()
+	}
 	for _, n := range notes {
-		notice, err := q.notice(c.ctx, l, n)
+		notice, err := q.notice(ctx, l, n)
 		if err != nil {
 			return false
 		}

@@ -17,6 +17,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
 // fakeStore keeps messages in memory, as a disk would: nothing it holds is shared with who gave it. Operations can be made to fail or wait.
@@ -310,7 +311,8 @@ type world struct {
 	store   *fakeStore
 	courier *fakeCourier
 	events  *events
-	stop    func() // ends Run and waits for it
+	stop    func()          // ends Run and waits for it
+	rec     *trace.Recorder // nil: no traces
 }
 
 // local is the domain we are responsible for in tests.
@@ -346,7 +348,7 @@ func (w *world) start(edit ...func(*Config)) {
 		f(&conf)
 	}
 	w.Queue = New(conf)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(trace.WithRecorder(context.Background(), w.rec))
 	done := make(chan struct{})
 	go func() {
 		if err := w.Queue.Run(ctx); err != nil {

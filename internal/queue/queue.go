@@ -136,14 +136,15 @@ type Queue struct {
 	sites  chan string   // domains whose site is to be found out
 	tokens chan struct{} // one for each outcome being written
 	work   sync.WaitGroup
-	ctx    context.Context // of attempts; set by Run
+	ctx    context.Context // of attempts, which end with the time of grace; set by Run
+	own    context.Context // of what follows from them, which does not end; set by Run
 
 	complaints struct{ minute, n atomic.Int64 }
 }
 
 // New returns a queue. Messages can be put into it at once; Run loads what the store holds and delivers.
 func New(conf Config) *Queue {
-	q := &Queue{conf: conf.withDefaults(), index: newIndex(), live: map[uint32]*live{}, ctx: context.Background(),
+	q := &Queue{conf: conf.withDefaults(), index: newIndex(), live: map[uint32]*live{}, ctx: context.Background(), own: context.Background(),
 		ours: map[mail.ID]struct{}{}, wake: make(chan struct{}, 1), sites: make(chan string, 1024), tokens: make(chan struct{}, maxRecording)}
 	q.sched = sched.New(sched.Config{Workers: conf.Workers, PerSite: conf.SiteWorkers, Local: conf.LocalWorkers, Pipe: conf.PipeWorkers})
 	q.m = newMetrics(conf.Metrics, q)

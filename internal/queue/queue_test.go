@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,8 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/chasquid/internal/trace"
+	"blitiri.com.ar/go/chasquid/test/patience"
 )
 
 // bubble runs a test on a clock of its own.
@@ -338,6 +341,64 @@ func TestDrainInterruptsAfterGrace(t *testing.T) {
 			t.Errorf("the interrupted attempt left %+v", st)
 		}
 	})
+}
+
+// What fails for good while attempts are interrupted is told at once: its notice is signed and durable when the queue has stopped.
+func TestNoticeAfterGrace(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		signed := 0
+		w := newWorld(t, func(c *Config) {
+			c.Grace = 5 * time.Second
+			c.Sign = func(ctx context.Context, _ string, _ io.Reader) ([]byte, error) {
+				if ctx.Err() == nil {
+					signed++
+				}
+				return nil, ctx.Err()
+			}
+		})
+		w.courier.took = time.Hour
+		w.courier.deliver = func(context.Context, *mail.Job, *mail.Recipient) mail.Outcome { return noUser }
+		id := w.put(envelope("a@them.test", "b@x.test"))
+		time.Sleep(time.Second)
+		w.stop()
+		if ids := w.store.ids(); len(ids) != 1 || ids[0] == id || signed != 1 {
+			t.Errorf("the store holds %v, the message was %s; %d signed", ids, id, signed)
+		}
+	})
+}
+
+// The goroutines that attempt carry the labels of a message while they work on it, and those that write what became of it do not.
+func TestLabels(t *testing.T) {
+	labels := func() string {
+		var b strings.Builder
+		pprof.Lookup("goroutine").WriteTo(&b, 1)
+		if strings.Contains(b.String(), `"family":"Queue.SendLoop"`) {
+			return "labelled"
+		}
+		return ""
+	}
+	w := &world{TB: t, store: newFakeStore(), courier: &fakeCourier{}, events: &events{}, rec: trace.New(trace.Config{Labels: true})}
+	w.start()
+	defer w.stop()
+	attempting, writing := make(chan string, 1), make(chan string, 1)
+	w.courier.deliver = func(context.Context, *mail.Job, *mail.Recipient) mail.Outcome {
+		attempting <- labels()
+		return delivered
+	}
+	w.store.setFail(func(op string, _ mail.ID) error {
+		if op == "remove" {
+			time.Sleep(patience.Limit(5 * time.Millisecond)) // the worker is asleep by then
+			writing <- labels()
+		}
+		return nil
+	})
+	w.put(envelope("a@them.test", "b@x.test"))
+	if got := <-attempting; got != "labelled" {
+		t.Error("nobody carries labels while a message is attempted")
+	}
+	if got := <-writing; got != "" {
+		t.Error("a goroutine carries the labels of a message that it does not work on any more")
+	}
 }
 
 // Recipients of one destination go together, at most MaxBatch in one job, each once.

@@ -67,7 +67,7 @@ func TestS4S6FiveDays(t *testing.T) {
 func checkRetries(t *testing.T, ts []time.Time) {
 	t.Helper()
 	for i := 1; i < len(ts); i++ {
-		got, want := ts[i].Sub(ts[i-1]), sched.Delay(i, 0)
+		got, want := ts[i].Sub(ts[i-1]), sched.Delay(i, 0, 0)
 		if diff := (got - want).Abs(); diff > want/10+time.Second {
 			t.Errorf("attempt %d came %v after the one before, want about %v", i+1, got, want)
 		}
@@ -75,6 +75,33 @@ func checkRetries(t *testing.T, ts []time.Time) {
 	if len(ts) < 115 || len(ts) > 130 {
 		t.Errorf("%d attempts in five days", len(ts))
 	}
+}
+
+// A server that says when to come again is not asked earlier, and one that says nothing is asked as ever.
+func TestRetryAfter(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		asked := []time.Duration{7 * time.Minute, 2 * time.Minute, 0, time.Hour}
+		w.courier.deliver = func(_ context.Context, j *mail.Job, _ *mail.Recipient) mail.Outcome {
+			if j.Attempt > len(asked) {
+				return delivered
+			}
+			o := greylist
+			o.RetryAfter = asked[j.Attempt-1]
+			return o
+		}
+		w.put(envelope("a@them.test", "b@x.test"))
+		time.Sleep(3 * time.Hour)
+		w.mustBeEmpty()
+		ts := w.courier.times("b@x.test")
+		for i, want := range []time.Duration{7 * time.Minute, 5 * time.Minute, 10 * time.Minute, time.Hour} {
+			got := ts[i+1].Sub(ts[i])
+			if got < asked[i] || (got-want).Abs() > want/10+time.Second {
+				t.Errorf("attempt %d came after %v, want about %v", i+2, got, want)
+			}
+		}
+		w.stop()
+	})
 }
 
 // The times of retries are persisted: after a restart nothing is attempted early, and the number of attempts goes on.
@@ -102,7 +129,7 @@ func TestRestartKeepsSchedule(t *testing.T) {
 			t.Errorf("attempts at %v", want)
 		}
 		for i := 1; i < len(want); i++ {
-			if d := want[i] - want[i-1]; d < sched.Delay(i, -1) {
+			if d := want[i] - want[i-1]; d < sched.Delay(i, 0, -1) {
 				t.Errorf("attempt %d came after %v", i+1, d)
 			}
 		}

@@ -14,7 +14,8 @@ import (
 // Run loads what the store holds and delivers until ctx ends. Then it starts no new attempt, waits for the running ones for the time of
 // grace, interrupts what still runs, and returns when nothing does. It is called once.
 func (q *Queue) Run(ctx context.Context) error {
-	attempts, interrupt := context.WithCancel(context.WithoutCancel(ctx))
+	q.own = context.WithoutCancel(ctx)
+	attempts, interrupt := context.WithCancel(q.own)
 	defer interrupt()
 	q.ctx = attempts
 	if err := q.loadAll(ctx); err != nil {

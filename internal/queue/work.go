@@ -113,7 +113,8 @@ func (q *Queue) attempt(k sched.Key) {
 	a.deliver()
 	a.report(span)
 	a.apply()
-	q.record(func() { q.conclude(ctx, m, l, 0); span.Finish() })
+	span.Finish() // here, on the goroutine that began it: what follows is done on others
+	q.record(func() { q.conclude(q.own, m, l, 0) })
 }
 
 // take counts one job more for a message and keeps its envelope in memory until that is over. q.mu is held.

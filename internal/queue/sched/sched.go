@@ -261,10 +261,16 @@ var retryTable = [...]time.Duration{1 * time.Minute, 5 * time.Minute, 10 * time.
 // jitterShare is how much of a delay the jitter may add or take.
 const jitterShare = 0.1
 
-// Delay is how long to wait after the attempt with the given number, from 1, failed. jitter is in [-1, 1] and moves it by up to 10 %.
-func Delay(attempt int, jitter float64) time.Duration {
+// Delay is how long to wait after the attempt with the given number, from 1, failed: as the table says, or as long as the other side
+// asked for if that is longer. jitter is in [-1, 1] and moves it by up to 10 %, but not below what was asked for.
+func Delay(attempt int, asked time.Duration, jitter float64) time.Duration {
+	share := jitterShare * max(-1, min(jitter, 1))
 	d := retryTable[max(0, min(attempt-1, len(retryTable)-1))]
-	return d + time.Duration(float64(d)*jitterShare*max(-1, min(jitter, 1)))
+	d += time.Duration(float64(d) * share)
+	if asked > 0 {
+		d = max(d, asked+time.Duration(float64(asked)*max(share, -share)))
+	}
+	return d
 }
 
 // WaitsForSlot reports whether the unit's time has come but it is not running.

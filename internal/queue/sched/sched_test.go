@@ -17,18 +17,26 @@ func TestS4Delays(t *testing.T) {
 	want := []time.Duration{1, 5, 10, 20, 40, 60, 60, 60}
 	for i, w := range want {
 		w *= time.Minute
-		if got := Delay(i+1, 0); got != w {
+		if got := Delay(i+1, 0, 0); got != w {
 			t.Errorf("Delay(%d, 0) = %v, want %v", i+1, got, w)
 		}
-		if got := Delay(i+1, 1); got != w+w/10 {
+		if got := Delay(i+1, 0, 1); got != w+w/10 {
 			t.Errorf("Delay(%d, 1) = %v, want %v", i+1, got, w+w/10)
 		}
-		if got := Delay(i+1, -7); got != w-w/10 {
+		if got := Delay(i+1, 0, -7); got != w-w/10 {
 			t.Errorf("Delay(%d, -7) = %v, want %v", i+1, got, w-w/10)
 		}
 	}
-	if got := Delay(0, 0); got != time.Minute {
+	if got := Delay(0, 0, 0); got != time.Minute {
 		t.Errorf("Delay(0, 0) = %v", got)
+	}
+	for _, jitter := range []float64{-1, 0, 0.5, 1} {
+		if got := Delay(1, 7*time.Minute, jitter); got < 7*time.Minute || got > 7*time.Minute+42*time.Second {
+			t.Errorf("asked for 7 minutes, jitter %v: %v", jitter, got)
+		}
+		if got, want := Delay(3, time.Minute, jitter), Delay(3, 0, jitter); got != want {
+			t.Errorf("asked for less than the table says: %v, want %v", got, want)
+		}
 	}
 }
 
@@ -43,7 +51,7 @@ func TestS4FiveDays(t *testing.T) {
 		t.Fatalf("%d attempts in five days", n)
 	}
 	for i := 1; i < len(tries); i++ {
-		got, want := tries[i].Sub(tries[i-1])-time.Second, Delay(i, 0)
+		got, want := tries[i].Sub(tries[i-1])-time.Second, Delay(i, 0, 0)
 		if diff := (got - want).Abs(); diff > want/10+time.Second {
 			t.Errorf("between attempts %d and %d: %v, want about %v", i, i+1, got, want)
 		}

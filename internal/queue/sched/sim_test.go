@@ -132,5 +132,5 @@ func (m *sim) finish(e end) {
 		m.s.Remove(e.k)
 		return
 	}
-	m.s.Defer(e.k, m.now.Add(Delay(m.s.Attempted(e.k), m.rnd.Float64()*2-1)), m.now)
+	m.s.Defer(e.k, m.now.Add(Delay(m.s.Attempted(e.k), 0, m.rnd.Float64()*2-1)), m.now)
 }
