@@ -14,7 +14,7 @@ type check func(ctx context.Context, o options, s *sink, dir string) ([]string, 
 
 // runChecks runs the chosen checks and prints their verdicts.
 func runChecks(ctx context.Context, o options, s *sink, dir string) error {
-	all := map[string]check{"slow": checkSlowFlush, "idle": checkIdle, "deferred": checkDeferred}
+	all := map[string]check{"slow": checkSlowFlush, "idle": checkIdle, "deferred": checkDeferred, "monitoring": checkMonitoring}
 	var out []string
 	for name := range strings.SplitSeq(o.checks, ",") {
 		if name == "" || name == "none" {

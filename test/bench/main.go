@@ -65,7 +65,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "./chasquid", "the chasquid binary to measure")
 	flag.StringVar(&o.servers, "servers", "floor,chasquid,postfix,packaged", "servers to measure, in turn")
 	flag.StringVar(&o.scenarios, "scenarios", "all", "numbers of the scenarios (1-5), separated by commas; all; none; or custom")
-	flag.StringVar(&o.checks, "checks", "slow,idle,deferred", "further measurements of our server: slow (flushes), idle (connections), deferred (messages in the queue)")
+	flag.StringVar(&o.checks, "checks", "slow,idle,deferred,monitoring", "further measurements of our server: slow (flushes), idle (connections), deferred (messages in the queue), monitoring (its cost)")
 	flag.IntVar(&o.deferred, "deferred", 1_000_000, "deferred recipients in the check of that name")
 	flag.IntVar(&o.deferredPer, "deferred-recipients", 1, "recipients of each deferred message")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often the whole is repeated; medians are reported")
@@ -136,7 +136,7 @@ func (o *options) chosen() ([]server, error) {
 		{"floor", floorServer()},
 		{"chasquid", chasquidServer(bin, o.extra)},
 		{"postfix", postfixServer},
-		{"packaged", chasquidServer(os.Getenv("PACKAGED_CHASQUID"), "")},
+		{"packaged", packagedServer(os.Getenv("PACKAGED_CHASQUID"))},
 	}
 	var out []server
 	for f := range strings.SplitSeq(o.servers, ",") {
@@ -273,7 +273,8 @@ func measureRunning(ctx context.Context, name string, r *running, ld load, s *si
 	peak := make(chan int64, 1)
 	go func() { peak <- watchRSS(r.pid, stop) }()
 	cpu, own, switches := cpuOf(r.pid), ownCPU(), switchesOf(r.pid)
-	src := &source{addr: r.addr, from: "from@sender.test", to: r.to, load: ld, base: messageBase}
+	src := &source{addr: r.addr, from: "from@sender.test", to: r.to, load: ld, base: messageBase,
+		window: r.room, served: func() int64 { return s.total.Load() / int64(ld.Recipients) }}
 	out := src.run(ctx)
 	waitFor(s, int64(len(out.accepted)*ld.Recipients))
 	cpu, own, switches = cpuOf(r.pid)-cpu, ownCPU()-own, switchesOf(r.pid)-switches

@@ -30,6 +30,7 @@ type running struct {
 	addr string
 	to   []string      // recipients it relays to the sink
 	took time.Duration // from its start to its first greeting
+	room int           // messages it takes at a time; 0: any number
 	pid  int
 	stop func()
 }
@@ -112,6 +113,22 @@ func floorServer(args ...string) func(context.Context, string) (*running, error)
 		r, err := launch(ctx, addr, filepath.Join(dir, "log"), cmd)
 		if err == nil {
 			r.to = aliasNames("sink.test")
+		}
+		return r, err
+	}
+}
+
+// packagedRoom is how many messages the packaged chasquid is given at a time. It refuses more than 200, which cannot be configured, and
+// refusing costs it time that no server under a real load would waste.
+const packagedRoom = 180
+
+// packagedServer runs the packaged chasquid.
+func packagedServer(bin string) func(context.Context, string) (*running, error) {
+	start := chasquidServer(bin, "")
+	return func(ctx context.Context, dir string) (*running, error) {
+		r, err := start(ctx, dir)
+		if err == nil {
+			r.room = packagedRoom
 		}
 		return r, err
 	}

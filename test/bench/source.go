@@ -42,6 +42,10 @@ type source struct {
 	next atomic.Int64
 	base int
 
+	window int          // messages under way at the most: some servers refuse more; 0: no limit
+	begun  atomic.Int64 // messages, but for those that failed
+	served func() int64 // messages at the sink
+
 	mu  sync.Mutex
 	out sent
 }
@@ -99,13 +103,23 @@ func (s *source) connection(ctx context.Context) error {
 	if err := expect(r, "250"); err != nil {
 		return fmt.Errorf("EHLO: %w", err)
 	}
-	for i := 0; i < s.load.PerConn && ctx.Err() == nil && s.more(); i++ {
+	for i := 0; i < s.load.PerConn && s.enter(ctx) && s.more(); i++ {
 		if err := s.message(c, r); err != nil {
+			s.begun.Add(-1)
 			return err
 		}
 	}
 	fmt.Fprintf(c, "QUIT\r\n")
 	return expect(r, "221")
+}
+
+// enter waits until one more message may be under way. It reports whether the load goes on.
+func (s *source) enter(ctx context.Context) bool {
+	for s.window > 0 && s.begun.Load()-s.served() >= int64(s.window) && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	s.begun.Add(1)
+	return ctx.Err() == nil
 }
 
 // message sends one message as a pipelining client does: envelope and DATA in one write, the content in another.
