@@ -127,8 +127,22 @@ func (l *Log) run() {
 		l.mu.Unlock()
 		if len(lines) > 0 {
 			l.write(dest, lines)
+			l.pause()
 		}
 		spare = lines
+	}
+}
+
+// gather is how long lines are gathered after a write before the next, so that a busy server does not make a system call for each.
+const gather = 2 * time.Millisecond
+
+// pause lets lines come together, unless the log is being closed.
+func (l *Log) pause() {
+	t := time.NewTimer(gather)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-l.quit:
 	}
 }
 

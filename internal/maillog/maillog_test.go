@@ -1,11 +1,14 @@
 package maillog
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
@@ -128,4 +131,50 @@ func TestTime(t *testing.T) {
 			}
 		}
 	}
+}
+
+// countingWriter counts writes and the lines in them.
+type countingWriter struct {
+	mu            sync.Mutex
+	writes, lines int
+}
+
+func (w *countingWriter) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.writes++
+	w.lines += bytes.Count(b, []byte("\n"))
+	return len(b), nil
+}
+
+func (w *countingWriter) Close() error { return nil }
+
+// TestGather checks that the first line is written at once, that those of a moment are written together, and that none is lost at the end.
+func TestGather(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &countingWriter{}
+		l := &Log{dest: w, stamp: true, wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+		l.conf.OnError = func() { t.Error("a line was not written") }
+		go l.run()
+		e := &timeline.Event{Kind: timeline.Final, At: time.Now()}
+		l.Observe(e)
+		synctest.Wait()
+		if w.writes != 1 {
+			t.Errorf("%d writes after the first line", w.writes)
+		}
+		for range 100 {
+			l.Observe(e)
+			synctest.Wait()
+		}
+		time.Sleep(gather)
+		synctest.Wait()
+		if w.writes != 2 || w.lines != 101 {
+			t.Errorf("%d writes, %d lines after a moment", w.writes, w.lines)
+		}
+		l.Observe(e)
+		synctest.Wait()
+		if err := l.Close(); err != nil || w.lines != 102 {
+			t.Errorf("%d lines at the end, %v", w.lines, err)
+		}
+	})
 }

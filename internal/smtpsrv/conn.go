@@ -279,7 +279,9 @@ func (c *conn) close(linger bool) {
 		}
 	}
 	c.nc.Close()
-	c.raw.Close()
+	if c.nc != c.raw {
+		c.raw.Close()
+	}
 	c.buf = c.small[:]
 	c.r, c.w = 0, 0
 	c.dropBig()
