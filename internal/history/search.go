@@ -328,8 +328,10 @@ func newBloom(keys []uint64) []byte {
 		}
 	}
 	filter := make([]byte, max(8, (n*bloomBits+7)/8))
-	for _, k := range keys {
-		bloomProbe(filter, k, func(i uint64) bool { filter[i/8] |= 1 << (i % 8); return true })
+	for i, k := range keys {
+		if i == 0 || k != keys[i-1] {
+			bloomProbe(filter, k, func(i uint64) bool { filter[i/8] |= 1 << (i % 8); return true })
+		}
 	}
 	return filter
 }

@@ -54,6 +54,7 @@ type state struct {
 	active  int
 	spans   []*Span // finished
 	dropped int     // finished spans that found no room
+	gone    bool    // it is not in the map any more
 	size    int64
 
 	gen    int           // of refs and pins: counts how often it was stripped of them
@@ -252,9 +253,10 @@ func (t *store) unkeep(st *state) {
 
 // forget removes a trace that is neither active nor recent nor kept.
 func (t *store) forget(st *state) {
-	if st.active > 0 || st.recent != nil || st.kept() || t.traces[st.id] != st {
+	if st.active > 0 || st.recent != nil || st.kept() || st.gone {
 		return
 	}
+	st.gone = true
 	delete(t.traces, st.id)
 	t.size -= st.size
 	st.spans, st.size = nil, 0
