@@ -10,7 +10,7 @@ import (
 
 // gcHeadroom is how much garbage may gather before a collection even when little is alive. A mail server's live heap is a few
 // megabytes; with the default of as much garbage as there is live heap it would collect dozens of times a second under load.
-const gcHeadroom = 64 << 20
+const gcHeadroom = 48 << 20
 
 // tuneGC keeps the distance between collections at gcHeadroom or the size of the live heap, whichever is larger, until ctx ends.
 // An operator's GOGC is respected.

@@ -8,7 +8,7 @@ import (
 
 // TestGCPercent checks the headroom for small heaps, and that large ones are collected as Go does by default.
 func TestGCPercent(t *testing.T) {
-	for live, want := range map[uint64]int{0: 2000, 1 << 20: 2000, 4 << 20: 1600, 32 << 20: 200, 64 << 20: 100, 1 << 30: 100} {
+	for live, want := range map[uint64]int{0: 2000, 1 << 20: 2000, 4 << 20: 1200, 24 << 20: 200, 48 << 20: 100, 1 << 30: 100} {
 		if got := gcPercent(live); got != want {
 			t.Errorf("%d MB alive: %d %%, want %d", live>>20, got, want)
 		}
