@@ -52,20 +52,24 @@ func report(w io.Writer, rs []result, servers []server, loads []load) {
 	for _, ld := range loads {
 		fmt.Fprintf(w, "\n%s\n", ld.Name)
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintln(t, "server\taccepted/s\tend to end/s\tp50\tp99\tCPU/message\tpeak memory\tmissing\ttwice\terrors\tof floor\t")
+		fmt.Fprintln(t, "server\taccepted/s\tend to end/s\tp50\tp99\tCPU/message\tsource and sink\tpeak memory\tmissing\ttwice\terrors\tof floor\tby CPU\t")
 		for _, s := range servers {
 			p := pick(rs, s.name, ld.Name)
-			of := "-"
+			of, by := "-", "-"
 			if v, ok := ratio(rs, s.name, "floor", ld.Name, endToEnd); ok {
 				of = fmt.Sprintf("%.2f", v)
 			}
-			fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%v\t%v\t%v\t%d MB\t%d\t%d\t%d\t%s\t\n", s.name,
+			if v, ok := ratio(rs, "floor", s.name, ld.Name, allCPU); ok {
+				by = fmt.Sprintf("%.2f", v)
+			}
+			fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%v\t%v\t%v\t%v\t%d MB\t%d\t%d\t%d\t%s\t%s\t\n", s.name,
 				medianOf(p, func(r result) float64 { return r.AcceptRate }), medianOf(p, endToEnd),
 				medianOf(p, func(r result) time.Duration { return r.P50 }).Round(10*time.Microsecond),
 				medianOf(p, func(r result) time.Duration { return r.P99 }).Round(10*time.Microsecond),
 				medianOf(p, func(r result) time.Duration { return r.CPUPerMessage }).Round(time.Microsecond),
+				medianOf(p, func(r result) time.Duration { return r.LoadCPUPerMessage }).Round(time.Microsecond),
 				medianOf(p, func(r result) int64 { return r.RSS })>>20, sum(p, func(r result) int { return r.Missing }),
-				sum(p, func(r result) int { return r.Duplicate }), sum(p, func(r result) int { return r.Errors }), of)
+				sum(p, func(r result) int { return r.Duplicate }), sum(p, func(r result) int { return r.Errors }), of, by)
 		}
 		t.Flush()
 	}
@@ -79,6 +83,10 @@ func report(w io.Writer, rs []result, servers []server, loads []load) {
 }
 
 func endToEnd(r result) float64 { return r.EndToEndRate }
+
+// allCPU is the CPU time of a message, of the server and of the load tool together: on a machine that has nothing else to do, the rate is
+// the inverse of it. Other work on the machine changes it less than the rate.
+func allCPU(r result) float64 { return (r.CPUPerMessage + r.LoadCPUPerMessage).Seconds() }
 
 func sum(rs []result, f func(result) int) int {
 	n := 0
