@@ -78,6 +78,9 @@ func (a Address) LogString() string {
 // ASCII reports whether the address can be used without SMTPUTF8.
 func (a Address) ASCII() bool { return isASCII(a.Local) && isASCII(a.Domain) }
 
+// ASCIILocal reports whether the address can be used without SMTPUTF8 once its domain is in A-label form.
+func (a Address) ASCIILocal() bool { return isASCII(a.Local) }
+
 // IsLiteral reports whether the domain is an address literal such as "[192.0.2.1]".
 func (a Address) IsLiteral() bool { return strings.HasPrefix(a.Domain, "[") }
 

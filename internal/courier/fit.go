@@ -132,7 +132,8 @@ func canASCII(a address.Address) bool {
 // appendMail appends the MAIL command with the parameters this server understands.
 func (t *transaction) appendMail(b []byte) []byte {
 	d, c, caps := t.d, t.c, &t.c.caps
-	b = appendPath(append(b, "MAIL FROM:"...), d.job.From, caps.smtpUTF8)
+	t.utf8 = caps.smtpUTF8 && t.needsUTF8()
+	b = appendPath(append(b, "MAIL FROM:"...), d.job.From, t.utf8)
 	env := d.job.Env
 	switch {
 	case t.binary:
@@ -143,7 +144,7 @@ func (t *transaction) appendMail(b []byte) []byte {
 	if caps.hasSize {
 		b = strconv.AppendInt(append(b, " SIZE="...), d.job.Size, 10)
 	}
-	if caps.smtpUTF8 && t.needsUTF8() {
+	if t.utf8 {
 		b = append(b, " SMTPUTF8"...)
 	}
 	if env != nil {
@@ -158,13 +159,14 @@ func (t *transaction) appendMail(b []byte) []byte {
 	return append(b, '\r', '\n')
 }
 
-// needsUTF8 reports a transaction with an address or a header that is not ASCII (RFC 6531 section 3.4).
+// needsUTF8 reports a transaction with a local part or a header that is not ASCII. A domain alone is no reason: it has a form in ASCII, and
+// servers behind the next one may know no other (RFC 6531 section 3.2).
 func (t *transaction) needsUTF8() bool {
-	if t.d.job.Env != nil && t.d.job.Env.UTF8 || !t.d.job.From.ASCII() {
+	if t.d.job.Env != nil && t.d.job.Env.UTF8 || !t.d.job.From.ASCIILocal() {
 		return true
 	}
 	for _, i := range t.idx {
-		if !t.d.job.Rcpts[i].To.ASCII() {
+		if !t.to(&t.d.job.Rcpts[i]).ASCIILocal() {
 			return true
 		}
 	}
@@ -173,7 +175,7 @@ func (t *transaction) needsUTF8() bool {
 
 // appendRcpt appends the RCPT command for the recipient.
 func (t *transaction) appendRcpt(b []byte, r *mail.Recipient) []byte {
-	b = appendPath(append(b, "RCPT TO:"...), t.to(r), t.c.caps.smtpUTF8)
+	b = appendPath(append(b, "RCPT TO:"...), t.to(r), t.utf8)
 	if t.c.caps.dsn {
 		b = appendParam(b, r.Params, "NOTIFY")
 		b = appendParam(b, r.Params, "ORCPT")
@@ -181,7 +183,7 @@ func (t *transaction) appendRcpt(b []byte, r *mail.Recipient) []byte {
 	return append(b, '\r', '\n')
 }
 
-// appendPath appends the address in angle brackets, its domain in ASCII unless the server knows better.
+// appendPath appends the address in angle brackets, its domain in ASCII unless the transaction has SMTPUTF8.
 func appendPath(b []byte, a address.Address, utf8 bool) []byte {
 	if !utf8 && !a.ASCII() {
 		if ascii, err := a.WithASCIIDomain(); err == nil {

@@ -20,6 +20,7 @@ type transaction struct {
 	ok        []int // accepted at RCPT
 	over      []int // refused as too many: for a transaction of their own
 	binary    bool  // BODY=BINARYMIME
+	utf8      bool  // SMTPUTF8
 	chunk     bool  // BDAT rather than DATA
 	mailOK    bool
 	answered  bool // the server said something: the connection was alive

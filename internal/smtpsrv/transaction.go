@@ -260,12 +260,10 @@ func (tx *transaction) describe() {
 	}
 	tx.Env.LongLines = tx.Env.Body != mail.BodyBinary && rx.lines.tooLong()
 	// RFC 6531 section 3.6: only what needs the extension is bound to it. A domain alone can be written in ASCII.
-	tx.Env.UTF8 = tx.utf8 && (rx.hdr.eightBit || !asciiLocal(tx.Env.From))
+	tx.Env.UTF8 = tx.utf8 && (rx.hdr.eightBit || !tx.Env.From.ASCIILocal())
 	for i := range tx.Env.Rcpts {
-		tx.Env.UTF8 = tx.Env.UTF8 || tx.utf8 && !asciiLocal(tx.Env.Rcpts[i].To)
+		tx.Env.UTF8 = tx.Env.UTF8 || tx.utf8 && !tx.Env.Rcpts[i].To.ASCIILocal()
 	}
 }
-
-func asciiLocal(a address.Address) bool { return address.Address{Local: a.Local}.ASCII() }
 
 func clip[T any](s []T) []T { return s[:len(s):len(s)] }

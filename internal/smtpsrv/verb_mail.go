@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/esmtp"
@@ -67,7 +68,11 @@ func (s *session) mail(arg []byte) answer {
 	s.drop(resultAborted)
 	tx := s.newTransaction(from)
 	tx.span.Event("MAIL", trace.Str("from", line))
-	if a, ok := s.mailParams(tx, params); !ok {
+	a, ok := s.mailParams(tx, params)
+	if ok && foreign(tx, line, params) {
+		a, ok = needUTF8, false
+	}
+	if !ok {
 		tx.span.Finish()
 		return a
 	}
@@ -101,9 +106,6 @@ func (s *session) mailParams(tx *transaction, params string) (answer, bool) {
 		}
 		tx.utf8 = tx.Env.UTF8
 		tx.binary = tx.Env.Body == mail.BodyBinary
-	}
-	if !tx.utf8 && !tx.Env.From.ASCII() {
-		return needUTF8, false
 	}
 	return answer{}, true
 }
@@ -160,7 +162,11 @@ func (s *session) rcpt(arg []byte) answer {
 	tx.span.Event("RCPT", trace.Str("to", line))
 	r := &tx.rcpt
 	*r = mail.Recipient{To: to, Orig: to}
-	if a, ok := s.rcptParams(tx, r, params); !ok {
+	a, ok := s.rcptParams(tx, r, params)
+	if ok && foreign(tx, line, params) {
+		a, ok = needUTF8, false
+	}
+	if !ok {
 		s.m.recipients[rcptBadSyntax].Inc()
 		return a
 	}
@@ -191,10 +197,21 @@ func (s *session) rcptParams(tx *transaction, r *mail.Recipient, params string) 
 			return s.badParam(reply)
 		}
 	}
-	if !tx.utf8 && !r.To.ASCII() {
-		return needUTF8, false
-	}
 	return answer{}, true
+}
+
+// foreign reports a path written with more than ASCII although SMTPUTF8 was not asked for (RFC 6531 section 3.5). What counts is how it is
+// written: a domain in A-labels is ASCII, though we know it by its U-labels.
+func foreign(tx *transaction, line, params string) bool {
+	if tx.utf8 {
+		return false
+	}
+	for i := range len(line) - len(params) {
+		if line[i] >= utf8.RuneSelf {
+			return true
+		}
+	}
+	return false
 }
 
 // isPostmaster: RFC 5321 section 4.5.1, the one address that needs no domain.
