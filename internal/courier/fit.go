@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"unicode/utf8"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/mail"
@@ -178,9 +179,30 @@ func (t *transaction) appendRcpt(b []byte, r *mail.Recipient) []byte {
 	b = appendPath(append(b, "RCPT TO:"...), t.to(r), t.utf8)
 	if t.c.caps.dsn {
 		b = appendParam(b, r.Params, "NOTIFY")
+		from := len(b)
 		b = appendParam(b, r.Params, "ORCPT")
+		if !t.utf8 {
+			b = escapeForeign(b, from)
+		}
 	}
 	return append(b, '\r', '\n')
+}
+
+// escapeForeign writes what is not ASCII from an index on as "\x{HEX}": an ORCPT that came with SMTPUTF8 goes on without (RFC 6533 section 3).
+func escapeForeign(b []byte, from int) []byte {
+	if !smtp.EightBit(b[from:]) {
+		return b
+	}
+	text := string(b[from:])
+	b = b[:from]
+	for _, r := range text {
+		if r < utf8.RuneSelf {
+			b = append(b, byte(r))
+		} else {
+			b = fmt.Appendf(b, `\x{%X}`, r)
+		}
+	}
+	return b
 }
 
 // appendPath appends the address in angle brackets, its domain in ASCII unless the transaction has SMTPUTF8.

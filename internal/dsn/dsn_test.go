@@ -95,6 +95,29 @@ func write(t testing.TB, n *Notice, original string) (string, Form) {
 	return b.String(), f
 }
 
+// TestC58OriginalRecipient: what ORCPT said, in the form that the report can hold.
+func TestC58OriginalRecipient(t *testing.T) {
+	for _, c := range []struct {
+		kind        Kind // a failure is told in UTF-8, a success to an ASCII address is not
+		orcpt, want string
+	}{
+		{Success, "rfc822;B+2Bx@there.test", "rfc822; B+x@there.test"},
+		{Success, "rfc822;+C3+B1@there.test", `utf-8; \x{F1}@there.test`},
+		{Failure, "rfc822;+C3+B1@there.test", "utf-8; ñ@there.test"},
+		{Success, "utf-8;ñ@there.test", `utf-8; \x{F1}@there.test`},
+		{Failure, "utf-8;ñ@there.test", "utf-8; ñ@there.test"},
+		{Success, `utf-8;\x{F1}@there.test`, `utf-8; \x{F1}@there.test`},
+		{Success, "rfc822;+C3+B1+0A@there.test", `utf-8; \x{F1} @there.test`},
+	} {
+		r := rcpt("b@there.test", "b@there.test")
+		r.Params = params(t, "ORCPT="+c.orcpt)
+		got, _ := write(t, notice(c.kind, r), body)
+		if want := "\r\nOriginal-Recipient: " + c.want + "\r\n"; !strings.Contains(got, want) {
+			t.Errorf("%v about %s: no %q in\n%s", c.kind, c.orcpt, want, got)
+		}
+	}
+}
+
 func TestGolden(t *testing.T) {
 	for name, n := range cases(t) {
 		got, _ := write(t, n, body)

@@ -237,8 +237,13 @@ func (d *doc) originalRecipient(r *Rcpt, atype string) string {
 	if v, ok := r.Params.Get("ORCPT"); ok {
 		t, a, ok := strings.Cut(v, ";")
 		if strings.EqualFold(t, "rfc822") {
-			a, ok = decodeXtext(a)
+			if a, ok = decodeXtext(a); !isASCII(a) {
+				t = "utf-8"
+			}
 		} // of other types, such as utf-8, the encoded form is a valid one (RFC 6533 section 3)
+		if atype != "utf-8" {
+			a = xtext6533(a)
+		}
 		if ok && t != "" && a != "" {
 			return clean(t, 50) + "; " + clean(a, 900)
 		}

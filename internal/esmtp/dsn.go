@@ -109,7 +109,18 @@ func validORCPT(v string, smtputf8 bool) bool {
 		return validUTF8Address(addr)
 	}
 	a, ok := smtp.DecodeXtext(addr)
+	if ok && strings.EqualFold(typ, "rfc822") && utf8.ValidString(a) {
+		return printable(strings.Map(dropForeign, a)) // Postfix writes the octets of UTF-8 so, as RFC 6533 does not foresee
+	}
 	return ok && printable(a)
+}
+
+// dropForeign drops from a text what is beyond ASCII.
+func dropForeign(r rune) rune {
+	if r >= utf8.RuneSelf {
+		return -1
+	}
+	return r
 }
 
 // validUTF8Address reports utf-8-addr-xtext or utf-8-addr-unitext: octets that are themselves, or "\x{HEX}".

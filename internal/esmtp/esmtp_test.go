@@ -89,6 +89,12 @@ func TestRcptParams(t *testing.T) {
 		{false, "ORCPT=rfc822", 501},
 		{false, "ORCPT=rfc822;a+0D+0Ab", 501}, // D12
 		{false, "ORCPT=rfc822;" + strings.Repeat("a", 500), 501},
+		{true, "ORCPT=rfc822;+C3+B1@x", 0},
+		{false, "ORCPT=rfc822;+C3+B1@x", 0},
+		{true, "ORCPT=rfc822;+C3+0A+B1@x", 501},
+		{true, "ORCPT=rfc822;+C3@x", 501},
+		{true, "ORCPT=rfc822;+C3+B1+0A@x", 501},
+		{true, "ORCPT=x400;+C3+B1@x", 501},
 		{false, `ORCPT=utf-8;\x{F1}@x`, 0},
 		{false, "ORCPT=utf-8;ñ@x", 501},
 		{true, "ORCPT=utf-8;ñ@x", 0},
