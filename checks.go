@@ -35,7 +35,7 @@ func (s *server) checks(cfg *smtpsrv.Config) error {
 	s.rate = policy.NewRate(rateLimits(s.conf))
 	recipient := &policy.Recipient{Local: s.domains.IsLocal, Exists: s.aliases.Exists, Primary: s.primaryDomain, ErrorReply: aliases.Reply}
 	if rw := s.sending.rewriter; rw != nil {
-		recipient.Reverse = func(a address.Address) (address.Address, error) { return rw.Reverse(a, time.Now()) }
+		recipient.Reverse = func(a address.Address) (address.Address, error) { return rw.Original(a, s.domains.IsLocal, time.Now()) }
 	}
 	hook := policy.NewHook(policy.HookConfig{Path: postDataHook, Environ: os.Environ(), Timeout: s.conf.Time.PostDataHook, Local: s.domains.IsLocal,
 		Expand: s.aliases.Expand, Metrics: s.reg})

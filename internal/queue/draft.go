@@ -171,7 +171,7 @@ func (q *Queue) expand(ctx context.Context, rcpts []mail.Recipient) ([]mail.Reci
 			r.Orig = r.To
 		}
 		if q.conf.SRS != nil && srs.Is(r.To) && q.conf.LocalDomain(r.To.Domain) {
-			if a, err := q.conf.SRS.Reverse(r.To, time.Now()); err == nil {
+			if a, err := q.conf.SRS.Original(r.To, q.conf.LocalDomain, time.Now()); err == nil {
 				trace.From(ctx).Printf("bounce address %s stands for %s", r.To, a)
 				r.To = a
 			}

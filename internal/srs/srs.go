@@ -133,6 +133,21 @@ func (r *Rewriter) Reverse(a address.Address, now time.Time) (address.Address, e
 	return parse(local, domain)
 }
 
+// maxSteps is how often Original undoes a rewriting: a chain that passes here twice makes two.
+const maxSteps = 4
+
+// Original is Reverse until the address is none of ours, or none that was rewritten: in a chain of forwarders that passed here more than
+// once, one rewritten address stands for another.
+func (r *Rewriter) Original(a address.Address, local func(domain string) bool, now time.Time) (address.Address, error) {
+	for range maxSteps {
+		var err error
+		if a, err = r.Reverse(a, now); err != nil || !Is(a) || !local(a.Domain) {
+			return a, err
+		}
+	}
+	return address.Address{}, ErrForged
+}
+
 func parse(local, domain string) (address.Address, error) {
 	d, err := address.NormalizeDomain(domain)
 	if err != nil {

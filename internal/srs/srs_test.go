@@ -112,6 +112,42 @@ func TestHash(t *testing.T) {
 	}
 }
 
+// A chain that passes here twice, or goes round: a bounce to the last address of ours still finds the sender.
+func TestOriginal(t *testing.T) {
+	them := New([]byte("their secret"))
+	sender := address.MustParse("a@s.test")
+	local := func(domain string) bool { return domain == "us.test" || domain == "also.us.test" }
+	last := sender
+	for round := range 5 {
+		var err error
+		if last, err = us.Forward(last, []string{"us.test", "also.us.test"}[round%2], now); err != nil {
+			t.Fatal(err)
+		}
+		got, err := us.Original(last, local, now)
+		if err != nil || got != sender {
+			t.Errorf("round %d: Original(%s) = %s, %v", round, last, got, err)
+		}
+		if last, err = them.Forward(last, "them.test", now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Of others it undoes one step, as Reverse does.
+	first, _ := them.Forward(sender, "them.test", now)
+	second, _ := us.Forward(first, "us.test", now)
+	if got, err := us.Original(second, local, now); err != nil || got != first {
+		t.Errorf("Original(%s) = %s, %v", second, got, err)
+	}
+	// Within what is ours a wrong hash is found.
+	forged := address.MustParse("SRS0=aaaaaa=00=s.test=a@us.test")
+	wrapped, _ := us.Forward(forged, "also.us.test", now)
+	if got, err := us.Original(wrapped, local, now); !errors.Is(err, ErrForged) {
+		t.Errorf("Original(%s) = %s, %v", wrapped, got, err)
+	}
+	if _, err := us.Original(sender, local, now); !errors.Is(err, ErrNotSRS) {
+		t.Errorf("an ordinary address: %v", err)
+	}
+}
+
 func TestReverseRefuses(t *testing.T) {
 	good, _ := us.Forward(address.MustParse("a@s.test"), "us.test", now)
 	other, _ := New([]byte("x")).Forward(address.MustParse("a@s.test"), "us.test", now)
