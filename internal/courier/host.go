@@ -271,6 +271,10 @@ func (d *delivery) transactions(ctx context.Context, c *client) (stale, more boo
 				return true, false
 			}
 			d.trouble = true
+			if c.reused && t.hungUp { // enough of what was before, such as too many unknown recipients: that is no verdict on this message
+				d.span.Printf("%s ends the session: making a new one", c.mta)
+				return false, true
+			}
 			d.failed(f.Outcome)
 			break
 		}

@@ -24,6 +24,7 @@ type transaction struct {
 	chunk     bool  // BDAT rather than DATA
 	mailOK    bool
 	answered  bool // the server said something: the connection was alive
+	hungUp    bool // it ended the session before it had the message
 	delivered bool
 	begin     time.Time // of the present stage
 }
@@ -197,8 +198,8 @@ func (t *transaction) read(command int, stage Stage) *fail {
 		return t.c.lost(stage, err)
 	}
 	if code == 421 {
-		f := t.c.refusal(stage)
-		return f
+		t.hungUp = stage != StageBody
+		return t.c.refusal(stage)
 	}
 	t.answered = true
 	return nil
