@@ -86,7 +86,7 @@ func main() {
 	}
 	if os.Getenv(isolated) == "" {
 		if strings.Contains(o.servers, "packaged") {
-			bin, err := packagedChasquid(filepath.Join(os.TempDir(), "chasquid-bench-packaged"))
+			bin, err := packagedChasquid(filepath.Join(os.TempDir(), "chasquid-debs"))
 			if err != nil {
 				fmt.Fprintln(os.Stderr, "bench:", err)
 			}

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"blitiri.com.ar/go/chasquid/test/debs"
 )
 
 // server is one program under test. start makes its files below dir and runs it until stop.
@@ -243,29 +245,14 @@ func postfixServer(ctx context.Context, dir string) (*running, error) {
 	return r, err
 }
 
-// packagedChasquid unpacks Debian's chasquid into dir without installing it, and returns its binary.
+// packagedChasquid returns the binary of Debian's chasquid, unpacked below dir without installing it.
 func packagedChasquid(dir string) (string, error) {
 	if path := os.Getenv("PACKAGED_CHASQUID"); path != "" {
 		return path, nil
 	}
-	bin := filepath.Join(dir, "usr", "bin", "chasquid")
-	if _, err := os.Stat(bin); err == nil {
-		return bin, nil
-	}
-	if err := os.MkdirAll(dir, 0755); err != nil {
+	root, err := debs.Unpack(dir, "chasquid")
+	if err != nil {
 		return "", err
 	}
-	get := exec.Command("apt-get", "-q", "download", "chasquid")
-	get.Dir = dir
-	if out, err := get.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("downloading Debian's chasquid package: %w\n%s", err, out)
-	}
-	debs, _ := filepath.Glob(filepath.Join(dir, "chasquid_*.deb"))
-	if len(debs) == 0 {
-		return "", errors.New("Debian's chasquid package was not downloaded")
-	}
-	if out, err := exec.Command("dpkg", "-x", debs[0], dir).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("unpacking %s: %w\n%s", debs[0], err, out)
-	}
-	return bin, nil
+	return filepath.Join(root, "usr", "bin", "chasquid"), nil
 }

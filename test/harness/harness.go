@@ -32,17 +32,29 @@ import (
 // StartTime is how long a server may take to become ready.
 const StartTime = 30 * time.Second
 
+// BinaryVariable is the environment variable that names a binary built before.
+const BinaryVariable = "CHASQUID_BINARY"
+
 var (
 	buildOnce sync.Once
 	buildPath string
 	buildErr  error
 )
 
-// Binary builds chasquid once for the test process and returns its path; CHASQUID_BINARY names one built before.
+// Binary builds chasquid once for the test process and returns its path; BinaryVariable names one built before.
 func Binary(t testing.TB) string {
 	t.Helper()
+	path, err := Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Build is Binary for what runs before the tests.
+func Build() (string, error) {
 	buildOnce.Do(func() {
-		if buildPath = os.Getenv("CHASQUID_BINARY"); buildPath != "" {
+		if buildPath = os.Getenv(BinaryVariable); buildPath != "" {
 			return
 		}
 		dir := filepath.Join(os.TempDir(), fmt.Sprintf("chasquid-test-%d", os.Getuid()))
@@ -55,10 +67,7 @@ func Binary(t testing.TB) string {
 			buildErr = fmt.Errorf("building chasquid: %w\n%s", err, out)
 		}
 	})
-	if buildErr != nil {
-		t.Fatal(buildErr)
-	}
-	return buildPath
+	return buildPath, buildErr
 }
 
 // Need returns the path of a program, or skips the test and says what to install.

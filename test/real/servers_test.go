@@ -108,63 +108,26 @@ func TestSMTPSink(t *testing.T) {
 	}
 }
 
-// startPostfix runs a real Postfix in a directory of its own, which delivers for remote.test to a mailbox file, and relays
+// startPostfix runs a real Postfix in a directory of its own, which delivers for remote.test to a Maildir, and relays
 // everything else to relay. It returns the directory of its mail.
 func startPostfix(t *testing.T, addr, relay string) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("running a Postfix needs root")
-	}
-	harness.Need(t, "postfix", "postfix")
 	dir, err := os.MkdirTemp("", "postfix")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	mail := filepath.Join(dir, "mail")
+	if err := os.Mkdir(mail, 0777); err != nil {
+		t.Fatal(err)
+	}
 	os.Chmod(dir, 0755)
-	host, port, _ := strings.Cut(addr, ":")
-	conf, spool, data, mail := filepath.Join(dir, "etc"), filepath.Join(dir, "spool"), filepath.Join(dir, "lib"), filepath.Join(dir, "mail")
-	for _, d := range []string{conf, spool, data, mail} {
-		if err := os.MkdirAll(d, 0755); err != nil {
-			t.Fatal(err)
-		}
-	}
 	os.Chmod(mail, 0777)
-	main := fmt.Sprintf("compatibility_level = 3.6\nqueue_directory = %s\ndata_directory = %s\nmail_owner = postfix\nsetgid_group = postdrop\n"+
-		"myhostname = mx.remote.test\nmydestination =\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nmynetworks = 127.0.0.0/8\nvirtual_mailbox_domains = remote.test\n"+
-		"virtual_mailbox_base = %s\nvirtual_mailbox_maps = static:all/\nvirtual_uid_maps = static:65534\nvirtual_gid_maps = static:65534\nmaillog_file = %s/maillog\n"+
-		"maillog_file_prefixes = %s\nalias_maps =\nalias_database =\nrelayhost = %s\nsmtputf8_enable = yes\nsmtpd_tls_security_level = none\n",
-		spool, data, mail, dir, dir, relay)
-	master := "[" + host + "]:" + port + " inet n - n - - smtpd\n" + `cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-pickup unix n - n 60 1 pickup
-tlsmgr unix - - n 1000? 1 tlsmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-verify unix - - n - 1 verify
-flush unix n - n 1000? 0 flush
-proxymap unix - - n - - proxymap
-smtp unix - - n - - smtp
-relay unix - - n - - smtp
-error unix - - n - - error
-retry unix - - n - - error
-discard unix - - n - - discard
-local unix - n n - - local
-virtual unix - n n - - virtual
-anvil unix - - n - 1 anvil
-scache unix - - n - 1 scache
-postlog unix-dgram n - n - 1 postlogd
-`
-	for name, content := range map[string]string{"main.cf": main, "master.cf": master} {
-		if err := os.WriteFile(filepath.Join(conf, name), []byte(content), 0644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	harness.Run(t, "", "postfix", "-c", conf, "post-install", "set-permissions", "create-missing")
-	harness.Run(t, "", "chown", "postfix", data)
-	background(t, "/usr/lib/postfix/sbin/master", "-c", conf, "-d")
+	host, port, _ := strings.Cut(addr, ":")
+	conf := harness.PostfixFiles(t, dir, "["+host+"]:"+port, "myhostname = mx.remote.test\ninet_interfaces = 127.0.0.1\nmynetworks = 127.0.0.0/8\n"+
+		"virtual_mailbox_domains = remote.test\nvirtual_mailbox_base = "+mail+"\nvirtual_mailbox_maps = static:all/\nvirtual_uid_maps = static:65534\n"+
+		"virtual_gid_maps = static:65534\nrelayhost = "+relay+"\nsmtputf8_enable = yes\nsmtpd_tls_security_level = none\n", "")
+	background(t, harness.PostfixMaster, "-c", conf, "-d")
 	waitListening(t, addr)
 	t.Cleanup(func() {
 		if t.Failed() {
