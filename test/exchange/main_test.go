@@ -41,7 +41,7 @@ func isolate() int {
 	}
 	dir := filepath.Join(os.TempDir(), "chasquid-debs")
 	_, err1 := debs.Unpack(dir, "chasquid")
-	_, err2 := debs.Unpack(dir, "exim4-daemon-heavy")
+	_, err2 := debs.Unpack(dir, "exim4-daemon-light")
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), isolated+"=1", harness.BinaryVariable+"="+bin, debsDir+"="+dir)
 	if err := errors.Join(err1, err2); err != nil {

@@ -38,7 +38,6 @@ type network struct {
 	ca     *authority
 	dns    *host
 	anchor string // of the signed zone, for resolvers
-	hosts  int
 }
 
 // newNetwork makes a network without hosts. It ends with the test.
