@@ -217,7 +217,7 @@ func (c *chasquid) message(id string) (m message) {
 }
 
 // attempts are the attempts among a message's events.
-func (m *message) attempts() (l []event) {
+func (m message) attempts() (l []event) {
 	for _, e := range m.Events {
 		if e.Kind == "attempt" {
 			l = append(l, e)
