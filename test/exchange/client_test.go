@@ -105,3 +105,6 @@ func (c *client) quit() {
 	c.do("QUIT", "221")
 	c.conn.Close()
 }
+
+// now is the time as a Date field has it.
+func now() string { return time.Now().Format(time.RFC1123Z) }
