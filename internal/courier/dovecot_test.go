@@ -36,10 +36,27 @@ userdb {
   driver = passwd-file
   args = username_format=%%n %[1]s/users
 }
+protocol lmtp {
+  mail_plugins = sieve
+}
+plugin {
+  sieve = file:%[1]s/sieve/%%n.sieve
+}
 service lmtp {
   unix_listener lmtp {
     mode = 0600
   }
+}
+`
+
+// dovecotSieve files by the detail of the recipient (RFC 5233), which it must see, and by the sender.
+const dovecotSieve = `require ["fileinto", "envelope", "subaddress", "variables", "mailbox", "reject"];
+if envelope :detail :matches "to" "project-*" {
+  fileinto :create "Projects.${1}";
+} elsif envelope :detail "to" "refuse" {
+  reject "not for me";
+} elsif envelope :user "from" "bounces" {
+  fileinto :create "Bounces";
 }
 `
 
@@ -52,6 +69,9 @@ func TestRealDovecotLMTP(t *testing.T) {
 	if _, err := os.Stat("/usr/lib/dovecot/lmtp"); err != nil {
 		t.Skip("dovecot's LMTP server is not installed (Debian: dovecot-lmtpd)")
 	}
+	if _, err := os.Stat("/usr/lib/dovecot/modules/lib90_sieve_plugin.so"); err != nil {
+		t.Skip("dovecot's Sieve is not installed (Debian: dovecot-sieve)")
+	}
 	if os.Getuid() != 0 {
 		t.Skip("dovecot's master process wants to be root")
 	}
@@ -60,7 +80,11 @@ func TestRealDovecotLMTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	for name, text := range map[string]string{"conf": fmt.Sprintf(dovecotConfig, dir), "users": "joe::65534:65534::/tmp::\nann::65534:65534::/tmp::\n"} {
+	if err := os.Mkdir(filepath.Join(dir, "sieve"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"conf": fmt.Sprintf(dovecotConfig, dir), "users": "joe::65534:65534::/tmp::\nann::65534:65534::/tmp::\nsue::65534:65534::/tmp::\n",
+		"sieve/sue.sieve": dovecotSieve} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -69,6 +93,7 @@ func TestRealDovecotLMTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.Chmod(dir, 0o755)
+	os.Chmod(filepath.Join(dir, "sieve"), 0o777) // it compiles there
 	os.Chmod(filepath.Join(dir, "mail"), 0o777)
 	cmd := exec.Command(bin, "-F", "-c", filepath.Join(dir, "conf"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -88,10 +113,40 @@ func TestRealDovecotLMTP(t *testing.T) {
 		}
 	}
 
+	count := func(where string) int {
+		files, _ := filepath.Glob(filepath.Join(dir, "mail", where, "*"))
+		return len(files)
+	}
+	l := NewLocal(LocalConfig{Hostname: "me.test", SuffixSeparators: "+"})
+	t.Run("Sieve", func(t *testing.T) {
+		for _, c := range []struct {
+			orig, from, where string
+		}{
+			{"sue@local.test", "a@remote.test", "sue/new"},
+			{"Sue+project-x@local.test", "a@remote.test", "sue/.Projects.x/new"},
+			{"sue+Project-Y.z@local.test", "a@remote.test", "sue/.Projects.Y.z/new"},
+			{"sue@local.test", "bounces@remote.test", "sue/.Bounces/new"},
+		} {
+			job := testJob("Subject: hi\r\n\r\nx\r\n", c.from, "sue@local.test")
+			job.Rcpts[0].Orig = address.MustParse(c.orig)
+			job.Route = mail.Route{Transport: mail.Local, Target: "lmtp:" + socket}
+			if out := l.Deliver(t.Context(), job); out[0].Disposition != mail.Delivered || count(c.where) != 1 {
+				log, _ := os.ReadFile(filepath.Join(dir, "log"))
+				t.Errorf("%s from %s: %+v, %d messages in %s\n%s", c.orig, c.from, out[0], count(c.where), c.where, log)
+			}
+		}
+		// What an alias led here has the detail of the mailbox it names, or else that of the address it was sent to.
+		job := testJob("Subject: hi\r\n\r\nx\r\n", "a@remote.test", "sue@local.test")
+		job.Rcpts[0].Orig, job.Rcpts[0].Detail = address.MustParse("team@local.test"), "project-alias"
+		job.Route = mail.Route{Transport: mail.Local, Target: "lmtp:" + socket}
+		if out := l.Deliver(t.Context(), job); out[0].Disposition != mail.Delivered || count("sue/.Projects.alias/new") != 1 {
+			t.Errorf("the detail of an alias: %+v", out[0])
+		}
+	})
+
 	job := testJob("Return-Path: <forged@x.test>\r\nSubject: hi\r\n\r\n.dot\r\n", "a@remote.test", "joe@local.test", "nobody-here@local.test", "ann@local.test")
 	job.Rcpts[2].Orig = address.MustParse("Ann+Lists@local.test")
 	job.Route = mail.Route{Transport: mail.Local, Target: "lmtp:" + socket}
-	l := NewLocal(LocalConfig{Hostname: "me.test", SuffixSeparators: "+"})
 	out := l.Deliver(t.Context(), job)
 	for i, want := range []mail.Disposition{mail.Delivered, mail.Failed, mail.Delivered} {
 		if out[i].Disposition != want {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"blitiri.com.ar/go/log"
 
@@ -201,12 +202,9 @@ func (f *filtered) Read(p []byte) (int, error) {
 func (f *filtered) Close() error { return f.src.Close() }
 
 // detail is the part after the suffix separator in the address that the recipient was given as: "lists" in joe+lists@example.org,
-// and the separator. It is "" if that address led to another user.
+// and the separator. If that address led to another user, it is that of the address the alias names: "shop" for an alias to joe+shop.
 func (c *LocalConfig) detail(r *mail.Recipient) (sep, detail string) {
 	user, sep, detail := c.cutDetail(r.Orig.Local)
-	if !strings.EqualFold(r.Orig.Domain, r.To.Domain) {
-		return "", ""
-	}
 	user = strings.Map(func(ch rune) rune {
 		if strings.ContainsRune(c.DropCharacters, ch) {
 			return -1
@@ -216,10 +214,14 @@ func (c *LocalConfig) detail(r *mail.Recipient) (sep, detail string) {
 	if n, err := address.NormalizeUser(user); err == nil {
 		user = n
 	}
-	if user != r.To.Local {
+	switch {
+	case user == r.To.Local && strings.EqualFold(r.Orig.Domain, r.To.Domain):
+		return sep, detail
+	case r.Detail == "" || c.SuffixSeparators == "":
 		return "", ""
 	}
-	return sep, detail
+	_, size := utf8.DecodeRuneInString(c.SuffixSeparators)
+	return c.SuffixSeparators[:size], r.Detail
 }
 
 // cutDetail cuts a local part at its first suffix separator; without one, all of it is the user.

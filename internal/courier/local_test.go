@@ -69,7 +69,18 @@ func TestMDA(t *testing.T) {
 	if a := run.specs[1].Args; a[1] != "<>" || !strings.HasPrefix(a[4], "x<>/:") {
 		t.Errorf("null sender: %q", a)
 	}
-	if n := newMetrics(reg).sent[mail.Local].Value(); n != float64(2*job.Size) {
+	// An alias to joe+shop: the detail of the address it names, unless its own name led here.
+	job.Rcpts[0].Orig, job.Rcpts[0].Detail = address.MustParse("sales+x@other.test"), "shop"
+	l.Deliver(t.Context(), job)
+	if a := run.specs[2].Args; !strings.HasSuffix(a[4], ":shop:sales+x@other.test") {
+		t.Errorf("alias to a detail: %q", a)
+	}
+	job.Rcpts[0].Orig, job.Rcpts[0].Detail = address.MustParse("joe+Lists@local.test"), "lists"
+	l.Deliver(t.Context(), job)
+	if a := run.specs[3].Args; !strings.HasSuffix(a[4], ":Lists:joe+Lists@local.test") {
+		t.Errorf("detail as it was given: %q", a)
+	}
+	if n := newMetrics(reg).sent[mail.Local].Value(); n != float64(4*job.Size) {
 		t.Errorf("sent bytes: %v", n)
 	}
 }
