@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -11,7 +12,7 @@ import (
 func TestExchange(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	for i, part := range []func(*world){directions, notices, forwarding, daneVerdicts} {
+	for i, part := range []func(*world){directions, severals, notices, forwarding, daneVerdicts} {
 		begin := time.Now()
 		part(w)
 		t.Logf("part %d took %v", i+1, time.Since(begin).Round(10*time.Millisecond))
@@ -77,6 +78,50 @@ func directions(w *world) {
 			w.t.Errorf("Postfix does not say %q", want)
 		}
 	}
+}
+
+// severals sends one message to many, some of whom do not exist, and two that demand TLS all the way.
+func severals(w *world) {
+	many := letter{from: "<ana@alfa.example>", text: text("many", "ana@alfa.example", "many@x.example")}
+	for _, d := range []string{"bravo.example", "post.example", "deb.example", "alfa.example"} {
+		many.to = append(many.to, "<ana@"+d+">", "<nobody@"+d+">")
+	}
+	many.to = many.to[:len(many.to)-1] // nobody of its own is refused at once
+	w.alfa.submit(many)
+	// REQUIRETLS (RFC 8689): ours knows it, and its name comes from a signed zone. Postfix does not.
+	for _, d := range []string{"bravo", "post"} {
+		w.alfa.submit(letter{from: "<ana@alfa.example> REQUIRETLS", to: []string{"<ana@" + d + ".example>"}, text: text("requiretls-"+d, "ana@alfa.example", "x@x.example")})
+	}
+	for _, s := range []server{w.bravo, w.post, w.deb, w.alfa} {
+		w.same(w.arrived(s, "ana", "many"), many.text)
+	}
+	var told string
+	waitFor(w.t, "the end of the message to many", func() bool {
+		m := w.alfa.settled("many@exchange.example")
+		told = fmt.Sprintf("%+v", m)
+		return m.State == "partly delivered"
+	})
+	failed := map[string]bool{}
+	for _, m := range w.alfa.mailbox("ana") {
+		if strings.Contains(m, "multipart/report") && strings.Contains(m, "Message-ID: <many@") {
+			for _, d := range []string{"bravo", "post", "deb"} {
+				if strings.Contains(m, "\nFinal-Recipient: utf-8; nobody@"+d+".example\n") {
+					failed[d] = true
+				}
+			}
+			if strings.Contains(m, "Final-Recipient: utf-8; ana@") {
+				w.t.Errorf("a notice about somebody who has the message:\n%s", m)
+			}
+		}
+	}
+	if len(failed) != 3 {
+		w.t.Errorf("told of the failures at %v; the history says %s", failed, told)
+	}
+	w.arrived(w.bravo, "ana", "requiretls-bravo")
+	if a := w.alfa.settled("requiretls-bravo@exchange.example").attempts()[0]; a.TLS != "secure TLS1.3 (REQUIRETLS)" {
+		w.t.Errorf("REQUIRETLS: %+v", a)
+	}
+	w.has("requiretls-post", w.notice(w.alfa, "ana", "requiretls-post", "failed"), "Status: 5.7.30$")
 }
 
 // notices asks for delivery notices, and gets some without asking.

@@ -100,7 +100,7 @@ func (w *world) arrived(s server, user, id string) string {
 	waitFor(w.t, "message "+id+" in the mailbox of "+user, func() bool {
 		found = found[:0]
 		for _, m := range s.mailbox(user) {
-			if strings.Contains(m, "\nX-Exchange: "+id+"\n") || strings.HasPrefix(m, "X-Exchange: "+id+"\n") {
+			if strings.Contains(m, "\nX-Exchange: "+id+"\n") && !strings.Contains(m, "multipart/report") {
 				found = append(found, m)
 			}
 		}
