@@ -142,3 +142,46 @@ func FuzzClassify(f *testing.F) {
 		}
 	})
 }
+
+// TestDeliveryPage: the examples of docs/delivery.md have the reasons that it gives them, and every reason of a reply has one.
+func TestDeliveryPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/delivery.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, ok := strings.Cut(string(page), "## Reasons of a refusal\n")
+	if !ok {
+		t.Fatal("the page has no table of reasons")
+	}
+	table, _, _ = strings.Cut(table, "\n## ")
+	seen := map[string]bool{}
+	for row := range strings.Lines(table) {
+		cells := strings.Split(row, "|")
+		if len(cells) != 5 {
+			continue
+		}
+		want := strings.TrimSpace(cells[1])
+		for example := range strings.SplitSeq(cells[2], ";") {
+			code, rest, _ := strings.Cut(strings.TrimSpace(example), " ")
+			n, err := strconv.Atoi(code)
+			if err != nil {
+				continue
+			}
+			r := smtp.Reply{Code: n, Text: rest}
+			if first, text, ok := strings.Cut(rest, " "); ok {
+				if enh, ok := smtp.ParseEnhancedCode(first); ok {
+					r.Enh, r.Text = enh, text
+				}
+			}
+			if got := Classify(r, nil, StageRcpt).String(); got != want {
+				t.Errorf("%s is %s, the page says %s", strings.TrimSpace(example), got, want)
+			}
+			seen[want] = true
+		}
+	}
+	for _, want := range []mail.Reason{mail.ReasonGreylist, mail.ReasonRateLimit, mail.ReasonMailbox, mail.ReasonPolicy, mail.ReasonTLS, mail.ReasonRemoteOther} {
+		if !seen[want.String()] {
+			t.Errorf("the page has no example of %s", want)
+		}
+	}
+}

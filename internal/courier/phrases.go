@@ -28,6 +28,7 @@ var phrases = []phrase{
 
 	// TLS is wanted.
 	{"must issue a starttls", 0, mail.ReasonTLS},
+	{"must issue starttls", 0, mail.ReasonTLS},
 	{"starttls is required", 0, mail.ReasonTLS},
 	{"starttls required", 0, mail.ReasonTLS},
 	{"requires tls", 0, mail.ReasonTLS},
