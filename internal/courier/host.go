@@ -271,7 +271,7 @@ func (d *delivery) transactions(ctx context.Context, c *client) (stale, more boo
 				return true, false
 			}
 			d.trouble = true
-			if c.reused && t.hungUp { // enough of what was before, such as too many unknown recipients: that is no verdict on this message
+			if d.again(&t) {
 				d.span.Printf("%s ends the session: making a new one", c.mta)
 				return false, true
 			}
@@ -292,6 +292,18 @@ func (d *delivery) transactions(ctx context.Context, c *client) (stale, more boo
 		})
 	}
 	return false, more
+}
+
+// again reports a session that the server ended with 421 before it had the message, for enough of what is no fault of the recipients left:
+// what was before on a waiting connection, or unknown recipients of this message if there is no other server. Those who are left get a new
+// one at once.
+func (d *delivery) again(t *transaction) bool {
+	refused := slices.ContainsFunc(t.idx, func(i int) bool { return d.out[i].Disposition == mail.Failed })
+	if !t.hungUp || !t.c.reused && !(refused && d.lastHost) || d.hungUp == maxSessions {
+		return false
+	}
+	d.hungUp++
+	return true
 }
 
 // batch is how many recipients the next transaction takes (RFC 9422 section 4).

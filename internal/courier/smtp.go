@@ -55,23 +55,25 @@ func (s *SMTP) Close() { s.pool.close() }
 
 // delivery is one call of Deliver.
 type delivery struct {
-	s       *SMTP
-	job     *mail.Job
-	span    *trace.Span
-	out     []mail.Outcome
-	left    []int        // recipients without a final outcome
-	few     [4]int       // where left is, if they are few
-	last    mail.Outcome // why the last server did not help; Err is nil if none was tried
-	hosts   int          // servers tried
-	refuse  int          // of these, servers that say they never take mail
-	tried   []int        // recipients that the present server refused
-	trouble bool         // the dialogue of the present session is worth keeping
-	secure  bool         // the servers' names are not a stranger's invention
-	rules   []tlspolicy.Rule
-	relay   *Smarthost
-	msg     payload
-	begin   time.Time
-	name    string // the last server tried
+	s        *SMTP
+	job      *mail.Job
+	span     *trace.Span
+	out      []mail.Outcome
+	left     []int        // recipients without a final outcome
+	few      [4]int       // where left is, if they are few
+	last     mail.Outcome // why the last server did not help; Err is nil if none was tried
+	hosts    int          // servers tried
+	refuse   int          // of these, servers that say they never take mail
+	hungUp   int          // sessions that ended with 421 and were begun anew
+	lastHost bool         // no server comes after the present one
+	tried    []int        // recipients that the present server refused
+	trouble  bool         // the dialogue of the present session is worth keeping
+	secure   bool         // the servers' names are not a stranger's invention
+	rules    []tlspolicy.Rule
+	relay    *Smarthost
+	msg      payload
+	begin    time.Time
+	name     string // the last server tried
 
 	rewrite func(*mail.Recipient) address.Address // the address to give the server, if it is not the recipient\'s
 }
@@ -127,6 +129,7 @@ func (d *delivery) run(ctx context.Context) *mail.Outcome {
 		if len(d.left) == 0 || ctx.Err() != nil || sessions >= maxSessions || time.Since(d.begin) > attemptLimit {
 			break
 		}
+		d.lastHost = i == len(ts)-1
 		reached, stop := d.host(ctx, &ts[i])
 		d.prune()
 		if stop {

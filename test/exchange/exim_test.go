@@ -109,7 +109,7 @@ func (e *exim) mailbox(string) []string {
 	return readMaildir(e.h.t, filepath.Join(e.h.dir, "mail"))
 }
 
-// TestExim exchanges mail with an Exim, whose client uses CHUNKING and SMTPUTF8; that of Postfix knows no BDAT.
+// TestExim exchanges mail with an Exim, whose client uses CHUNKING (C51) and SMTPUTF8 (C54); that of Postfix knows no BDAT.
 func TestExim(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)

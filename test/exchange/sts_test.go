@@ -91,7 +91,7 @@ func stsCases(n *network, other *authority) []stsCase {
 		}, fetched: "http_error"},
 		{name: "nobody", host: "ns", fetched: "http_error"},
 		{name: "nohost", host: "-", fetched: "notfound"},
-		{name: "inside", host: "127.0.0.1", fetched: "http_error"}, // D50
+		{name: "inside", host: "127.0.0.1", fetched: "http_error"},
 		{name: "wrongname", serve: text200(policyText("enforce", "x")), cert: n.ca.cert("www.wrongname.example"), fetched: "tls_error"},
 		{name: "expired", serve: text200(policyText("enforce", "x")), cert: n.ca.leaf(now.Add(-time.Hour), "mta-sts.expired.example"), fetched: "tls_error"},
 		{name: "unknown", serve: text200(policyText("enforce", "x")), cert: other.cert("mta-sts.unknown.example"), fetched: "tls_error"},
@@ -181,7 +181,7 @@ func (c *chasquid) stsVars() string {
 	return fmt.Sprintf("%+v", v)
 }
 
-// TestSTS: C101, C102. Policies from a real HTTPS server, with every failure of RFC 8461, and each variable of MTA-STS.
+// TestSTS: C101, C102, C103, D50: policies from a real HTTPS server, with every failure of RFC 8461, and each variable of MTA-STS.
 func TestSTS(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
