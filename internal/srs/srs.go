@@ -85,7 +85,7 @@ func (r *Rewriter) Forward(sender address.Address, domain string, now time.Time)
 	case "srs1": // the third or a later one: the first forwarder is named already
 		_, body, ok := strings.Cut(rest[1:], "=")
 		host, tail, ok2 := strings.Cut(body, "=")
-		if !ok || !ok2 || host == "" || tail == "" {
+		if !ok || !ok2 || !chained(host, tail) {
 			local = r.srs0(s, now)
 			break
 		}
@@ -116,7 +116,7 @@ func (r *Rewriter) Reverse(a address.Address, now time.Time) (address.Address, e
 	}
 	if kind == "srs1" {
 		host, tail, ok := strings.Cut(body, "=")
-		if !ok || len(tail) < 2 || strings.IndexByte("=+-", tail[0]) < 0 {
+		if !ok || !chained(host, tail) {
 			return address.Address{}, ErrForged
 		}
 		return parse("SRS0"+tail, host)
@@ -131,6 +131,12 @@ func (r *Rewriter) Reverse(a address.Address, now time.Time) (address.Address, e
 		return address.Address{}, ErrExpired
 	}
 	return parse(local, domain)
+}
+
+// chained reports what can stand for the first forwarder in a SRS1 address, and for what it gave the sender.
+func chained(host, tail string) bool {
+	_, err := address.NormalizeDomain(host)
+	return err == nil && len(tail) >= 2 && strings.IndexByte("=+-", tail[0]) >= 0
 }
 
 // maxSteps is how often Original undoes a rewriting: a chain that passes here twice makes two.

@@ -25,6 +25,7 @@ func TestForwardAndBack(t *testing.T) {
 		{"list-bounce+user=dom@l.example.org", "SRS0=......=..=l.example.org=list-bounce+user=dom@us.test"},
 		{"bob@ñandú.test", "SRS0=......=..=xn--and-6ma2c.test=bob@us.test"},
 		{`"a b"@example.org`, `"SRS0=......=..=example.org=a b"@us.test`},
+		{"SRS1+=+=+@s.test", "SRS0=......=..=s.test=SRS1+=+=+@us.test"}, // only looks as if somebody had rewritten it
 		{"<>", ""},
 		{"me@us.test", "me@us.test"},
 	} {
