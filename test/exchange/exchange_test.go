@@ -61,6 +61,9 @@ func directions(w *world) {
 			if len(a) != 1 || a[0].Disposition != "delivered" || a[0].TLS != want || a[0].MTA == "" {
 				w.t.Errorf("%s: the history of %s says %+v", d.id, c.h.name, m)
 			}
+			if page := c.get("/debug/messages/" + m.ID); !strings.Contains(page, want) {
+				w.t.Errorf("%s: the page of the message does not say %q:\n%s", d.id, want, page)
+			}
 		}
 	}
 	for _, c := range []*chasquid{w.alfa, w.bravo, w.deb} {
