@@ -23,6 +23,7 @@ type certificates struct {
 	manager *autocert.Manager
 	address string // where http-01 challenges are answered
 	names   []string
+	l       net.Listener // at address
 }
 
 // Limits of the server that answers challenges.
@@ -64,17 +65,33 @@ func (c *certificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 	return c.manager.GetCertificate(hello)
 }
 
-// run answers challenges until ctx ends, and gets the certificates at once, so that the first client does not wait for them.
-func (c *certificates) run(ctx context.Context, wg *sync.WaitGroup) error {
-	l, err := net.Listen("tcp", c.address)
+// bind opens the listener for challenges, if it is not open yet.
+func (c *certificates) bind(inherited func(key string) ([]net.Listener, error)) error {
+	if c.l != nil {
+		return nil
+	}
+	ls, err := inherited(challengeKey(c.address))
+	if err == nil && len(ls) == 0 {
+		var l net.Listener
+		l, err = net.Listen("tcp", c.address)
+		ls = []net.Listener{l}
+	}
 	if err != nil {
 		return fmt.Errorf("acme http_address: %w (challenges cannot be answered without it)", err)
 	}
+	c.l = ls[0]
+	return nil
+}
+
+// run answers challenges until ctx ends, and gets the certificates at once, so that the first client does not wait for them.
+func (c *certificates) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	srv := &http.Server{Handler: c.manager.HTTPHandler(http.NotFoundHandler()), ReadTimeout: challengeTimeout, WriteTimeout: challengeTimeout}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	wg.Go(func() {
 		defer stop()
-		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := srv.Serve(c.l); !errors.Is(err, http.ErrServerClosed) {
 			log.Errorf("acme: answering challenges: %v", err)
 		}
 	})
@@ -89,7 +106,6 @@ func (c *certificates) run(ctx context.Context, wg *sync.WaitGroup) error {
 			cancel()
 		}
 	})
-	return nil
 }
 
 // first gets a certificate as a client that asks for it would.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -36,6 +37,8 @@ type flags struct {
 	smtpPort    string
 	reloadEvery time.Duration
 	flushDelay  time.Duration
+	flushHang   string
+	upgradeTime time.Duration
 }
 
 func parseFlags() *flags {
@@ -47,6 +50,8 @@ func parseFlags() *flags {
 	flag.StringVar(&f.smtpPort, "testing__outgoing_smtp_port", "25", "port of other servers, for tests")
 	flag.DurationVar(&f.reloadEvery, "testing__reload_every", 30*time.Second, "time between reloads, for tests")
 	flag.DurationVar(&f.flushDelay, "testing__flush_delay", 0, "time that each flush of the queue's disk takes longer, one after the other, for tests")
+	flag.StringVar(&f.flushHang, "testing__flush_hang", "", "while this `file` exists, flushes of the queue's disk do not end, for tests")
+	flag.DurationVar(&f.upgradeTime, "testing__upgrade_time", prepareTime, "time that a new process may take to get ready, for tests")
 	flag.Parse()
 	return f
 }
@@ -63,7 +68,12 @@ func main() {
 		return
 	}
 	log.Infof("chasquid starting (version %s)", v)
-	if err := run(f, build{v, date}); err != nil {
+	o, err := findOrigin()
+	if err == nil {
+		err = run(f, build{v, date}, o)
+	}
+	if err != nil {
+		o.pred.Fail(errors.New(describe(err)))
 		fatal(err)
 	}
 	log.Infof("chasquid stopped")
@@ -76,7 +86,7 @@ type build struct {
 }
 
 // run serves until a signal or POST /exit asks it to stop, and returns when everything has stopped.
-func run(f *flags, b build) error {
+func run(f *flags, b build, o origin) error {
 	// Sockets and flags are relative to where we were started, everything else to the configuration directory.
 	path := filepath.Join(f.configDir, config.FileName)
 	conf, err := config.Load(path, f.overrides)
@@ -95,7 +105,7 @@ func run(f *flags, b build) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	s, err := newServer(ctx, f, conf, b)
+	s, err := newServer(ctx, f, conf, b, o)
 	if err != nil {
 		return err
 	}
@@ -109,6 +119,15 @@ func fatal(err error) {
 		log.Errorf("%v%s", e, remedy(e))
 	}
 	log.Fatalf("%v%s", errs[len(errs)-1], remedy(errs[len(errs)-1]))
+}
+
+// describe is fatal's text in one line.
+func describe(err error) string {
+	var lines []string
+	for _, e := range flatten(err) {
+		lines = append(lines, e.Error()+remedy(e))
+	}
+	return strings.Join(lines, "; ")
 }
 
 // flatten takes joined errors apart.

@@ -42,7 +42,7 @@ func (s *server) checks(cfg *smtpsrv.Config) error {
 	cfg.MailChecks = []policy.MailCheck{
 		sender,
 		policy.NewSPF(spf.New(spf.Config{Resolver: s.dns, Metrics: s.reg})),
-		policy.NewLevel(s.levels, s.reg),
+		policy.NewLevel(&s.up.levels, s.reg),
 		s.rate,
 	}
 	cfg.RcptChecks = []policy.RcptCheck{recipient, s.rate}

@@ -53,7 +53,7 @@ func (s *server) queuePath() string { return filepath.Join(s.conf.GetDataDir(), 
 
 // checkQueueDir fails while the disk of the queue does.
 func (s *server) checkQueueDir(context.Context) error {
-	err := s.store.Err()
+	err := s.store.Load().Err()
 	if err == nil || errors.Is(err, queue.ErrFull) {
 		return nil
 	}
@@ -62,7 +62,7 @@ func (s *server) checkQueueDir(context.Context) error {
 
 // checkQueueSpace fails while there is no room for mail.
 func (s *server) checkQueueSpace(context.Context) error {
-	if err := s.store.Err(); errors.Is(err, queue.ErrFull) {
+	if err := s.store.Load().Err(); errors.Is(err, queue.ErrFull) {
 		free, ferr := vfs.OS.Free(s.queuePath())
 		if ferr != nil {
 			return ferr

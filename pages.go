@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/mail"
@@ -25,26 +24,38 @@ func (s *server) describeBuild() {
 	s.reg.PublishExpvar()
 }
 
-// startMonitoring opens the monitoring listener, if there is an address for one, and serves the pages.
-func (s *server) startMonitoring(ctx context.Context, wg *sync.WaitGroup) error {
+// openMonitoring opens the monitoring listener, if there is an address for one and it is not open yet.
+func (s *server) openMonitoring() error {
 	addr := s.conf.GetMonitoringAddress()
-	if addr == "" {
+	if addr == "" || s.up.pages != nil {
 		return nil
-	}
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return fmt.Errorf("Error listening on monitoring_address: %w (another process may use it; choose another address)", err)
 	}
 	web := s.conf.GetMonitoringWebConfig()
 	if web != "" {
 		if err := monitoring.CheckWebConfig(web); err != nil {
-			l.Close()
 			return fmt.Errorf("monitoring_web_config: %w", err)
 		}
 	}
-	s.monitor = monitoring.New(s.monitoringConfig(web))
+	l, err := s.inheritOne(monitoringKey(addr))
+	if l == nil && err == nil {
+		l, err = net.Listen("tcp", addr)
+	}
+	if err != nil {
+		return fmt.Errorf("Error listening on monitoring_address: %w (another process may use it; choose another address)", err)
+	}
+	s.up.pages = l
+	return nil
+}
+
+// startMonitoring serves the pages.
+func (s *server) startMonitoring() error {
+	if err := s.openMonitoring(); err != nil || s.up.pages == nil {
+		return err
+	}
+	l := s.up.pages
+	s.monitor = monitoring.New(s.monitoringConfig(s.conf.GetMonitoringWebConfig()))
 	log.Infof("Monitoring HTTP server listening on %s", l.Addr())
-	wg.Go(func() {
+	s.run.pages.start(s.run.base, func(ctx context.Context) {
 		if err := s.monitor.Serve(ctx, l); err != nil {
 			log.Errorf("monitoring: %v", err)
 		}
@@ -56,7 +67,7 @@ func (s *server) startMonitoring(ctx context.Context, wg *sync.WaitGroup) error 
 func (s *server) monitoringConfig(web string) monitoring.Config {
 	c := monitoring.Config{Hostname: s.conf.GetHostname(), AllowedHosts: s.conf.GetMonitoringAllowedHosts(), WebConfig: web,
 		Build:   monitoring.Build{Version: s.build.version, SourceDate: s.build.date, GoVersion: runtime.Version()},
-		Started: s.started, Checks: s.healthChecks(), Disks: s.disks(), MinFree: int64(s.conf.GetMinFreeDiskMb()) << 20, Exit: s.exit, Metrics: s.reg, Status: s.status, Queue: s.queue, Traces: s.rec,
+		Started: s.started, Succeeded: s.up.succeeded(), Checks: s.healthChecks(), Disks: s.disks(), MinFree: int64(s.conf.GetMinFreeDiskMb()) << 20, Exit: s.exit, Metrics: s.reg, Status: s.status, Queue: s.queue, Traces: s.rec,
 		Recent: s.recent, Log: s.log, ConfigText: s.conf.RedactedText, Settings: s.settings, Domains: s.domainPage, Levels: s.levelPage,
 		DNS: s.dnsPage, Diagnose: s.diagnose}
 	if s.history != nil {

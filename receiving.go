@@ -101,7 +101,7 @@ func (s *server) makeReceiving(ctx context.Context) error {
 		OwnName: func(host string) bool {
 			return s.domains.Current().IsLocal(host) || s.domains.Current().HasCert(host, s.started)
 		},
-		Auth: s.auth, Intake: s.queue, Observer: s.observer, Metrics: s.reg}
+		Auth: s.auth, Intake: s.intake, Observer: s.observer, Metrics: s.reg}
 	if s.flags.maxReceived > 0 {
 		cfg.MaxReceived = s.flags.maxReceived
 	}
@@ -114,7 +114,7 @@ func (s *server) makeReceiving(ctx context.Context) error {
 	if s.sockets, err = listen.FromEnvironment(); err != nil {
 		return err
 	}
-	s.listeners = listen.New(listen.Config{Sockets: s.sockets, Metrics: s.reg})
+	s.listeners = listen.New(listen.Config{Sockets: s.sockets, Inherited: s.inherited, Metrics: s.reg})
 	s.listeners.SetProxy(listen.Proxy{On: conf.GetHaproxyIncoming(), Trusted: conf.TrustedProxy})
 	return nil
 }
@@ -154,8 +154,15 @@ func (s *server) openControl(context.Context) error {
 	maps.Copy(methods, opctl.LevelMethods(s.levels))
 	methods["AliasResolve"] = s.rpcAliasResolve
 	methods["DomaininfoClear"] = s.rpcDomaininfoClear
-	var err error
-	s.control, err = control.Listen(control.Config{Path: filepath.Join(s.conf.GetDataDir(), control.SocketName), Methods: methods, Slow: opctl.Slow(),
+	methods[opctl.Upgrade] = s.rpcUpgrade
+	slow := opctl.Slow()
+	slow[opctl.Upgrade] = true
+	path := filepath.Join(s.conf.GetDataDir(), control.SocketName)
+	l, err := s.inheritOne(controlKey(path))
+	if err != nil {
+		return err
+	}
+	s.control, err = control.Listen(control.Config{Path: path, Listener: l, Methods: methods, Slow: slow,
 		Metrics: s.reg, Trace: func(ctx context.Context) context.Context { return trace.WithRecorder(ctx, s.rec) }})
 	return err
 }

@@ -18,6 +18,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/config"
 	"blitiri.com.ar/go/chasquid/internal/courier"
+	"blitiri.com.ar/go/chasquid/internal/handover"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/monitoring"
 	"blitiri.com.ar/go/chasquid/internal/queue"
@@ -63,25 +64,59 @@ func (s *server) makeSending(ctx context.Context) error {
 		}
 		out.rewriter = srs.New(secrets...)
 	}
-	s.store, err = spool.Open(spool.Config{FS: queueDisk(s.flags.flushDelay), Dir: filepath.Join(s.conf.GetDataDir(), "queue"), MinFree: int64(s.conf.GetMinFreeDiskMb()) << 20, Metrics: s.reg})
+	s.slot = &queue.Slot{}
+	s.queue = queue.New(s.queueConfig(mux, out))
+	s.intake = handover.NewIntake(s.queue, s.conf.GetDataDir())
+	return nil
+}
+
+// openQueue opens the queue's directory, unless another process has it for now, and takes messages from then on.
+func (s *server) openQueue(ctx context.Context) error {
+	if s.up.pred != nil {
+		return nil
+	}
+	return s.openStore(ctx, 0)
+}
+
+// openStore opens the queue's directory. Patience is how long to wait for its lock.
+func (s *server) openStore(ctx context.Context, patience time.Duration) error {
+	conf := spool.Config{FS: s.queueDisk(), Dir: filepath.Join(s.conf.GetDataDir(), "queue"), MinFree: int64(s.conf.GetMinFreeDiskMb()) << 20, Metrics: s.reg}
+	store, err := spool.Open(conf)
+	for end := time.Now().Add(patience); errors.Is(err, vfs.ErrLocked) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		store, err = spool.Open(conf)
+	}
 	if err != nil {
 		return fmt.Errorf("Error initializing queue: %w", err)
 	}
-	s.queue = queue.New(s.queueConfig(mux, out))
-	return s.importItems(ctx)
+	s.slot.Put(store)
+	s.store.Store(store)
+	if err := s.importItems(ctx); err != nil {
+		return err
+	}
+	s.intake.Resume()
+	return nil
 }
 
-// queueDisk is the file system of the queue; with a delay, one that flushes slowly and does one flush after the other, as disks do.
-func queueDisk(delay time.Duration) vfs.FS {
-	if delay == 0 {
+// queueDisk is the file system of the queue. For tests, it flushes slowly, one flush after the other, as disks do, or hangs.
+func (s *server) queueDisk() vfs.FS {
+	delay, hang := s.flags.flushDelay, s.flags.flushHang
+	if delay == 0 && hang == "" {
 		return vfs.OS
 	}
 	var mu sync.Mutex
 	return vfs.Hook(vfs.OS, func(op vfs.Op) error {
-		if op.Verb == vfs.OpSync || op.Verb == vfs.OpSyncDir {
-			mu.Lock()
-			defer mu.Unlock()
-			time.Sleep(delay)
+		if op.Verb != vfs.OpSync && op.Verb != vfs.OpSyncDir {
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		time.Sleep(delay)
+		for hang != "" {
+			if _, err := os.Stat(hang); err != nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
 		}
 		return nil
 	})
@@ -96,7 +131,7 @@ func (s *server) queueConfig(mux *courier.Mux, out *sending) queue.Config {
 	if delay == 0 {
 		delay = -1
 	}
-	return queue.Config{Store: s.store, Courier: mux, Expand: s.aliases.Expand,
+	return queue.Config{Store: s.slot, Courier: mux, Expand: s.aliases.Expand,
 		Route: func(ctx context.Context, r mail.Recipient, env *mail.Envelope) (mail.Route, error) {
 			return out.router.Load().Route(ctx, r, env)
 		},

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/domaininfo"
 	"blitiri.com.ar/go/chasquid/internal/domains"
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/handover"
 	"blitiri.com.ar/go/chasquid/internal/history"
 	"blitiri.com.ar/go/chasquid/internal/listen"
 	"blitiri.com.ar/go/chasquid/internal/maillog"
@@ -74,8 +76,10 @@ type server struct {
 	rate      *policy.Rate
 	selfcheck *selfcheck.Runner
 	sending   *sending
-	store     *spool.Store
+	slot      *queue.Slot // of the queue: holds store, or nothing while another process has the directory
+	store     atomic.Pointer[spool.Store]
 	queue     *queue.Queue
+	intake    *handover.Intake
 	smtp      *smtpsrv.Server
 	listeners *listen.Set
 	sockets   *listen.Sockets
@@ -83,15 +87,18 @@ type server struct {
 	control   *control.Server
 
 	supervisor *supervise.Supervisor
+	up         upgrades
+	run        running
 
 	exit     context.CancelFunc // asks the server to stop
 	draining chan struct{}      // closed when it does
 }
 
 // newServer makes all parts in start-up order; an error says what is wrong and ends the start.
-func newServer(ctx context.Context, f *flags, conf *config.Config, b build) (*server, error) {
+func newServer(ctx context.Context, f *flags, conf *config.Config, b build, o origin) (*server, error) {
 	s := &server{flags: f, build: b, conf: conf, started: time.Now(), draining: make(chan struct{})}
 	s.reg = expvarom.New()
+	s.initUpgrades(o)
 	s.log = monitoring.NewLog(log.Default, s.reg)
 	log.Default = s.log.Logger()
 	if err := s.makeTracer(); err != nil {
@@ -101,7 +108,7 @@ func newServer(ctx context.Context, f *flags, conf *config.Config, b build) (*se
 	s.describeBuild()
 	ctx = trace.WithRecorder(ctx, s.rec)
 	for _, step := range []func(context.Context) error{
-		s.openMailLog, s.loadDomains, s.loadUsers, s.makeSigner, s.makeCertificates, s.openData, s.makeSending, s.makeReceiving, s.openControl,
+		s.openMailLog, s.loadDomains, s.loadUsers, s.makeSigner, s.makeCertificates, s.openData, s.makeSending, s.openQueue, s.makeReceiving, s.openControl,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -132,7 +139,8 @@ func (s *server) openMailLog(context.Context) error {
 		return fmt.Errorf("Error opening mail log: %w", err)
 	}
 	s.recent = monitoring.NewRecent()
-	s.observer = timeline.Observers{s.maillog, s.recent}
+	s.up.events.here = timeline.Observers{s.recent}
+	s.observer = timeline.Observers{s.maillog, &s.up.events}
 	return nil
 }
 
@@ -179,95 +187,147 @@ func (s *server) openData(ctx context.Context) error {
 		// Mail is more important than its history.
 		log.Errorf("The history of messages is not available: %v", err)
 	} else {
-		s.observer = append(s.observer, s.history)
+		s.up.events.here = append(s.up.events.here, s.history)
 	}
 	return s.openState(ctx, dir)
 }
 
-// serve runs everything until ctx ends, then stops it in order: receiving, delivering, the store, and what explains it last.
+// running is what runs, by when it stops.
+type running struct {
+	base       context.Context // of all of it; it ends only when the process does
+	life       context.Context // ends when the server is asked to stop
+	explaining loops           // traces that are pushed; stops last
+	pages      loops
+	recording  loops // the history
+	tending    loops // files that other processes must not have open
+	delivering loops
+	asking     loops // the control socket
+	living     loops
+	receiving  sync.WaitGroup // listeners
+}
+
+// serve runs everything until ctx ends or another process has taken over, then stops it in order: receiving, delivering, the store, and what
+// explains it last.
 func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
 	s.exit = stop
 	s.supervisor = supervise.New(supervise.FromEnvironment(s.probes()...))
-	base := trace.WithRecorder(context.WithoutCancel(ctx), s.rec)
-	explain, stopExplain := context.WithCancel(base)
-	defer stopExplain()
-	deliver, stopDeliver := context.WithCancel(base)
-	defer stopDeliver()
-	var explaining, delivering, receiving sync.WaitGroup
+	s.run.life, s.run.base = ctx, trace.WithRecorder(context.WithoutCancel(ctx), s.rec)
 	defer s.maillog.Close()
-
-	if s.push != nil {
-		explaining.Go(func() { s.push.Run(explain) })
-	}
-	if s.history != nil {
-		explaining.Go(func() { s.history.Run(explain) })
-	}
-	if err := s.startMonitoring(explain, &explaining); err != nil {
+	err := s.takeOver(ctx)
+	if err != nil {
 		return err
 	}
-	delivering.Go(func() {
-		if err := s.queue.Run(deliver); err != nil {
-			log.Errorf("queue: %v", err)
+	if err = s.startAll(ctx); err == nil {
+		select {
+		case <-ctx.Done():
+		case <-s.up.done:
 		}
-	})
-	s.background(deliver, &delivering)
-	err := s.listen(base, &receiving)
-	if err == nil && s.certs != nil {
-		err = s.certs.run(deliver, &delivering)
-	}
-	if err == nil {
-		s.signals(ctx)
-		s.supervisor.Ready("serving")
-		<-ctx.Done()
-		s.supervisor.Stopping()
+		if s.handedOver() {
+			s.retire(ctx)
+		} else {
+			s.supervisor.Stopping()
+			log.Infof("Stopping: no new connections, running transactions may finish")
+		}
 		stop() // a second signal ends the process at once
-		log.Infof("Stopping: no new connections, running transactions may finish")
 	}
 	close(s.draining)
-	s.drain(base, &receiving)
-	stopDeliver()
-	delivering.Wait()
-	s.sending.close()
-	if s.dovecot != nil {
-		s.dovecot.Close()
-	}
-	err = errors.Join(err, s.store.Close())
-	stopExplain()
-	explaining.Wait()
-	return err
+	s.drain(s.run.base)
+	return errors.Join(err, s.stopAll())
 }
 
-// drain lets the sessions end, for as long as the settings say.
-func (s *server) drain(ctx context.Context, receiving *sync.WaitGroup) {
-	ctx, cancel := context.WithTimeout(ctx, s.conf.Time.Drain)
-	defer cancel()
-	if err := s.smtp.Drain(ctx); err != nil {
-		log.Infof("Some sessions were cut: %v", err)
+// startAll starts everything. Of what another process has still open, it starts what it can when that is closed.
+func (s *server) startAll(ctx context.Context) error {
+	r := &s.run
+	if s.push != nil {
+		r.explaining.start(r.base, s.push.Run)
 	}
-	s.listeners.Close()
-	receiving.Wait()
-}
-
-// background runs the loops that tend what delivery and receiving use.
-func (s *server) background(ctx context.Context, wg *sync.WaitGroup) {
-	wg.Go(func() {
-		// What was read at start may have changed since, and the gauges of reloads shall not be empty until the first one.
-		_ = s.reload.Now(ctx, reload.Start)
-		s.reload.Run(ctx)
-	})
-	wg.Go(func() { s.levels.Run(ctx) })
-	wg.Go(func() { s.sts.Run(ctx) })
-	wg.Go(func() { s.selfcheck.Run(ctx) })
-	if s.reports != nil {
-		wg.Go(func() { s.reports.Run(ctx) })
+	if err := s.startMonitoring(); err != nil {
+		return err
 	}
-	wg.Go(func() { tuneGC(ctx) })
-	wg.Go(func() {
+	r.delivering.start(r.base, s.deliver)
+	err := s.listen(r.base)
+	if err == nil && s.certs != nil {
+		err = s.certs.bind(s.inherited)
+	}
+	if err != nil {
+		return err
+	}
+	r.living.start(r.base, tuneGC)
+	r.asking.start(r.base, func(ctx context.Context) {
 		if err := s.control.Serve(ctx); err != nil {
 			log.Errorf("%v", err)
 		}
 	})
-	wg.Go(func() { s.supervisor.Run(ctx) })
+	s.signals(ctx)
+	r.living.start(ctx, s.watchUpgrades)
+	s.serving(ctx)
+	return nil
+}
+
+// startRest starts what no other process may have open.
+func (s *server) startRest() {
+	r := &s.run
+	if s.history != nil {
+		r.recording.start(r.base, s.history.Run)
+	}
+	s.tend()
+	r.living.start(r.base, s.supervisor.Run)
+	s.supervisor.Ready("serving")
+}
+
+// deliver runs the queue.
+func (s *server) deliver(ctx context.Context) {
+	if err := s.queue.Run(ctx); err != nil {
+		log.Errorf("queue: %v", err)
+	}
+}
+
+// stopAll stops everything but receiving, which has ended.
+func (s *server) stopAll() error {
+	r := &s.run
+	s.up.awaiting.stop()
+	r.delivering.stop()
+	r.tending.stop()
+	r.asking.stop()
+	r.living.stop()
+	s.sending.close()
+	if s.dovecot != nil {
+		s.dovecot.Close()
+	}
+	err := s.slot.Close()
+	r.pages.stop()
+	r.recording.stop()
+	r.explaining.stop()
+	return err
+}
+
+// drain lets the sessions end, for as long as the settings say.
+func (s *server) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, s.conf.Time.Drain)
+	defer cancel()
+	s.stopPredecessor(ctx)
+	if err := s.smtp.Drain(ctx); err != nil {
+		log.Infof("Some sessions were cut: %v", err)
+	}
+	s.listeners.Close()
+	s.run.receiving.Wait()
+	s.awaitPredecessor(ctx)
+}
+
+// tend runs the loops that tend what delivery and receiving use.
+func (s *server) tend() {
+	fs := []func(context.Context){s.levels.Run, s.sts.Run, s.selfcheck.Run, func(ctx context.Context) {
+		// What was read at start may have changed since, and the gauges of reloads shall not be empty until the first one.
+		_ = s.reload.Now(ctx, reload.Start)
+		s.reload.Run(ctx)
+	}}
+	if s.reports != nil {
+		fs = append(fs, s.reports.Run)
+	}
+	if s.certs != nil {
+		fs = append(fs, s.certs.run)
+	}
+	s.run.tending.start(s.run.base, fs...)
 }
 
 // roles are the listeners the settings ask for.
@@ -282,7 +342,18 @@ func (s *server) roles() []listen.Role {
 var modes = map[string]smtpsrv.Mode{"smtp": smtpsrv.SMTP, "submission": smtpsrv.Submission, "submission_tls": smtpsrv.SubmissionTLS}
 
 // listen opens the listeners and serves them.
-func (s *server) listen(ctx context.Context, wg *sync.WaitGroup) error {
+func (s *server) listen(ctx context.Context) error {
+	if s.up.opened == nil {
+		if err := s.openListeners(ctx); err != nil {
+			return err
+		}
+	}
+	s.serveListeners(ctx, s.up.opened)
+	return nil
+}
+
+// openListeners opens the listeners that are not open yet.
+func (s *server) openListeners(ctx context.Context) error {
 	added, _, warnings, err := s.listeners.Apply(ctx, s.roles())
 	for _, w := range warnings {
 		log.Infof("%s", w)
@@ -290,14 +361,15 @@ func (s *server) listen(ctx context.Context, wg *sync.WaitGroup) error {
 	if err != nil {
 		return err
 	}
-	s.serveListeners(ctx, wg, added)
+	s.up.opened = append(s.up.opened, added...)
 	return nil
 }
 
-func (s *server) serveListeners(ctx context.Context, wg *sync.WaitGroup, ls []*listen.Listener) {
+func (s *server) serveListeners(ctx context.Context, ls []*listen.Listener) {
+	s.up.opened = nil
 	for _, l := range ls {
 		log.Infof("Server listening on %s", l)
-		wg.Go(func() {
+		s.run.receiving.Go(func() {
 			if err := s.smtp.Serve(ctx, l, modes[l.Role]); err != nil && !errors.Is(err, net.ErrClosed) {
 				log.Errorf("listener %s: %v", l, err)
 			}
@@ -337,20 +409,4 @@ func (s *server) hangup(ctx context.Context) {
 	}
 	// What could not be loaded stays as it was; the runner has logged why.
 	_ = s.reload.Now(trace.WithRecorder(ctx, s.rec), reload.Signal)
-}
-
-// probes are what feeds systemd's watchdog: each takes the locks of a part that mail cannot flow without.
-func (s *server) probes() []supervise.Probe {
-	return []supervise.Probe{
-		{Name: "queue", Check: func(context.Context) error {
-			s.queue.Stats()
-			return nil
-		}},
-		{Name: "listeners", Check: func(context.Context) error {
-			if len(s.smtp.Listeners()) == 0 {
-				return errors.New("no SMTP listener is open")
-			}
-			return nil
-		}},
-	}
 }

@@ -82,7 +82,7 @@ func (s *server) tlsReports(dir string) tlsrpt.Config {
 	if err != nil {
 		host = s.conf.GetHostname()
 	}
-	return tlsrpt.Config{Resolver: s.dns, Hostname: host, State: filepath.Join(dir, "tls-reports.json"), Mail: s.mailReport, Metrics: s.reg}
+	return tlsrpt.Config{Resolver: s.dns, Hostname: host, State: filepath.Join(dir, "tls-reports.json"), Later: s.up.pred != nil, Mail: s.mailReport, Metrics: s.reg}
 }
 
 // mailReport signs a report and puts it into the queue.
@@ -99,7 +99,7 @@ func (s *server) mailReport(ctx context.Context, from, to string, msg []byte) er
 	if err != nil {
 		return err
 	}
-	d, err := s.queue.Begin(ctx)
+	d, err := s.intake.Begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func (s *server) rpcDomaininfoClear(ctx context.Context, args url.Values) (url.V
 // cannot be read stays where it is, for an operator to look at.
 func (s *server) importItems(ctx context.Context) error {
 	last := time.Now()
-	r, err := items.Import(ctx, items.Config{Store: s.store, Dir: filepath.Join(s.conf.GetDataDir(), "queue"), Progress: func(done, total int) {
+	r, err := items.Import(ctx, items.Config{Store: s.slot, Dir: filepath.Join(s.conf.GetDataDir(), "queue"), Progress: func(done, total int) {
 		if time.Since(last) > progressEvery {
 			last = time.Now()
 			log.Infof("Importing the queue: %d of %d messages", done, total)

@@ -146,7 +146,7 @@ func (quiet) Error() string { return "" }
 
 // commands are the sub-commands, in the order of the help.
 func commands() []*command {
-	l := []*command{checkCommand(), setupCommand(), explainCommand(), historyCommand(), traceCommand(), reloadCommand()}
+	l := []*command{checkCommand(), setupCommand(), explainCommand(), historyCommand(), traceCommand(), reloadCommand(), upgradeCommand()}
 	l = append(l, queueCommands()...)
 	l = append(l, levelCommands()...)
 	return append(l, completionCommand(), manCommand(), helpCommand())

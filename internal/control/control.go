@@ -37,6 +37,8 @@ type Method func(ctx context.Context, args url.Values) (url.Values, error)
 type Config struct {
 	Path    string
 	Methods map[string]Method
+	// Listener is the socket at Path, if another process had it open; nil: it is made.
+	Listener net.Listener
 	// Slow are methods that may take longer than five seconds; their client decides how long it waits.
 	Slow    map[string]bool
 	Metrics *expvarom.Registry
@@ -52,22 +54,39 @@ type Server struct {
 
 // Listen makes the socket, in place of one that an earlier run left behind. It is for the owner and group only.
 func Listen(conf Config) (*Server, error) {
-	if err := os.Remove(conf.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("control socket: %w", err)
+	l := conf.Listener
+	if l == nil {
+		var err error
+		if l, err = listen(conf.Path); err != nil {
+			return nil, fmt.Errorf("control socket: %w", err)
+		}
 	}
-	l, err := net.Listen("unix", conf.Path)
-	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
-	}
-	if err := os.Chmod(conf.Path, 0660); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("control socket: %w", err)
-	}
-	// The path may belong to our successor when we stop; it is left behind, as the next start replaces it.
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	return &Server{conf: conf, l: l, panics: conf.Metrics.CounterVec("chasquid_panics_total",
 		"Panics recovered, by component: each is a bug worth reporting.", []string{"component"},
 		[]string{"smtp_in", "queue", "courier", "monitoring", "reload", "other"}).With("other")}, nil
+}
+
+// Path is where the socket is.
+func (s *Server) Path() string { return s.conf.Path }
+
+// Socket is the listener, to hand it to another process.
+func (s *Server) Socket() net.Listener { return s.l }
+
+func listen(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0660); err != nil {
+		l.Close()
+		return nil, err
+	}
+	// The path may belong to our successor when we stop; it is left behind, as the next start replaces it.
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	return l, nil
 }
 
 // Serve answers until ctx ends, and returns when the last answer is out.

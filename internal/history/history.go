@@ -103,7 +103,6 @@ func Open(conf Config) (*History, error) {
 	if conf.HashAddresses {
 		h.enc.hash = func(a address.Address) string { return h.hash(a.String()) }
 	}
-	h.current.id = db.lastBatch() + 1
 	return h, nil
 }
 
@@ -138,6 +137,7 @@ func (h *History) hash(s string) string {
 // Run writes what was observed until ctx ends, then writes the rest and closes the database.
 func (h *History) Run(ctx context.Context) {
 	defer close(h.done)
+	h.current.id = h.db.lastBatch() + 1 // not earlier: until now another process may have written
 	tick, trim := time.NewTicker(flushEvery), time.NewTicker(trimEvery)
 	defer tick.Stop()
 	defer trim.Stop()

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -65,7 +64,9 @@ type Proxy struct {
 // Config is what listeners are made with.
 type Config struct {
 	Sockets *Sockets // from systemd; nil is none
-	Metrics *expvarom.Registry
+	// Inherited hands out, once, the sockets that another process, or this one earlier, had for a Listener.Key. Nil is none.
+	Inherited func(key string) ([]net.Listener, error)
+	Metrics   *expvarom.Registry
 }
 
 // Set is the listeners of a running server. Apply changes them.
@@ -74,8 +75,9 @@ type Set struct {
 	proxy   atomic.Pointer[Proxy]
 	metrics *metrics
 
-	mu   sync.Mutex
-	list []*Listener
+	mu        sync.Mutex
+	list      []*Listener
+	inherited func(key string) ([]net.Listener, error)
 }
 
 // Listener accepts connections for one role on one address. It is a net.Listener; connections it returns are *Conn if PROXY
@@ -92,7 +94,7 @@ type Listener struct {
 
 // New returns a set without listeners.
 func New(cfg Config) *Set {
-	s := &Set{sockets: cfg.Sockets, metrics: newMetrics(cfg.Metrics)}
+	s := &Set{sockets: cfg.Sockets, inherited: cfg.Inherited, metrics: newMetrics(cfg.Metrics)}
 	s.proxy.Store(&Proxy{})
 	return s
 }
@@ -162,6 +164,9 @@ func (s *Set) open(ctx context.Context, r Role, addr string, next []*Listener) (
 	if len(ls) > 0 {
 		return ls, false, nil
 	}
+	if ls, err := s.inherit(r, addr); len(ls) > 0 || err != nil {
+		return ls, true, err
+	}
 	if addr == SystemdAddress {
 		for _, l := range s.sockets.take(r.Name) {
 			ls = append(ls, s.wrap(l, r, addr, true))
@@ -174,6 +179,28 @@ func (s *Set) open(ctx context.Context, r Role, addr string, next []*Listener) (
 		return nil, false, bindError(r, addr, err)
 	}
 	return []*Listener{s.wrap(l, r, addr, false)}, true, nil
+}
+
+// inherit returns the listeners of an address that another process had.
+func (s *Set) inherit(r Role, addr string) (ls []*Listener, err error) {
+	if s.inherited == nil {
+		return nil, nil
+	}
+	got, err := s.inherited(key(r.Name, addr))
+	for _, l := range got {
+		ls = append(ls, s.wrap(l, r, addr, addr == SystemdAddress))
+	}
+	if err != nil {
+		err = &Error{Msg: r.Label + ": " + err.Error(), Err: err}
+	}
+	return ls, err
+}
+
+// SetInherited replaces where sockets are inherited from.
+func (s *Set) SetInherited(f func(key string) ([]net.Listener, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.inherited = f
 }
 
 func (s *Set) wrap(l net.Listener, r Role, addr string, systemd bool) *Listener {
@@ -233,13 +260,18 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// File returns a duplicate of the socket, to hand it to another process. The caller closes it.
-func (l *Listener) File() (*os.File, error) {
-	f, ok := l.Listener.(interface{ File() (*os.File, error) })
+// Key names the listener for another process with the same settings.
+func (l *Listener) Key() string { return key(l.Role, l.Address) }
+
+func key(role, addr string) string { return role + " " + addr }
+
+// SyscallConn gives access to the socket, to hand it to another process.
+func (l *Listener) SyscallConn() (syscall.RawConn, error) {
+	c, ok := l.Listener.(syscall.Conn)
 	if !ok {
 		return nil, fmt.Errorf("%s: not a socket", l)
 	}
-	return f.File()
+	return c.SyscallConn()
 }
 
 // String describes the listener as the log shows it.

@@ -247,24 +247,38 @@ func systemdChild() {
 	}
 }
 
-func TestListenerFile(t *testing.T) {
-	s := New(Config{})
-	defer s.Close()
-	added, _, _, err := s.Apply(t.Context(), []Role{role("smtp", "127.0.0.1:0")})
+// TestInherit: a set that is told of sockets it may inherit uses those that fit its roles, and opens the others.
+func TestInherit(t *testing.T) {
+	one := New(Config{})
+	defer one.Close()
+	added, _, _, err := one.Apply(t.Context(), []Role{role("smtp", "127.0.0.1:0")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := added[0].File()
-	if err != nil {
-		t.Fatal(err)
+	if _, err := added[0].SyscallConn(); err != nil {
+		t.Error(err)
 	}
-	defer f.Close()
-	dup, err := net.FileListener(f)
-	if err != nil || dup.Addr().String() != added[0].Addr().String() {
-		t.Errorf("%v %v", dup, err)
+	handed := map[string][]net.Listener{added[0].Key(): {added[0].Listener}}
+	two := New(Config{Inherited: func(key string) ([]net.Listener, error) {
+		l := handed[key]
+		delete(handed, key)
+		return l, nil
+	}})
+	defer two.Close()
+	got, _, _, err := two.Apply(t.Context(), []Role{role("smtp", "127.0.0.1:0"), role("submission", "127.0.0.1:0")})
+	if err != nil || len(got) != 2 {
+		t.Fatal(got, err)
 	}
-	dup.Close()
-	if got := added[0].String(); got != added[0].Addr().String()+" (SMTP)" {
-		t.Error(got)
+	if got[0].Addr().String() != added[0].Addr().String() || got[0].Role != "smtp" {
+		t.Errorf("%v was opened instead of inherited", got[0])
+	}
+	if got[1].Addr().String() == added[0].Addr().String() {
+		t.Errorf("%v was inherited for another role", got[1])
+	}
+	if again, _, _, err := two.Apply(t.Context(), []Role{role("smtp", "127.0.0.1:0")}); err != nil || len(again) != 0 {
+		t.Errorf("opened again: %v %v", again, err)
+	}
+	if want := added[0].Addr().String() + " (SMTP)"; got[0].String() != want {
+		t.Errorf("%q, want %q", got[0], want)
 	}
 }

@@ -22,7 +22,8 @@ type Config struct {
 	WebConfig    string   // file of the Prometheus exporter toolkit: TLS, client certificates, passwords; "": none
 	Build        Build
 	Started      time.Time
-	Pages        []Page // further pages; one with the path of a page of this package replaces it
+	Succeeded    *Succession // the process before this one; nil: it was started anew
+	Pages        []Page      // further pages; one with the path of a page of this package replaces it
 	Checks       []Check
 	Disks        []Disk // whose space is watched
 	MinFree      int64  // bytes of disk below which no mail is taken
@@ -80,6 +81,14 @@ type Page struct {
 type Disk struct {
 	Name string // "queue": a metric label
 	Path string
+}
+
+// Succession is the process that this one took over from, without a restart.
+type Succession struct {
+	Version    string    `json:"version"` // of that process
+	PID        int       `json:"pid"`
+	At         time.Time `json:"at"`
+	Generation int       `json:"generation"` // of this process: one more than upgrades since the start
 }
 
 // Build says what is running.

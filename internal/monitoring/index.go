@@ -43,6 +43,7 @@ type indexData struct {
 	Host         string              `json:"host"`
 	Platform     string              `json:"platform"`
 	Started      time.Time           `json:"started"`
+	Succeeded    *Succession         `json:"succeeded,omitempty"`
 
 	More   int         `json:"-"` // problems not shown
 	Cards  []vital     `json:"-"`
@@ -99,7 +100,7 @@ func (s *Server) links() []linkGroup {
 }
 
 func (s *Server) loadIndex(r *http.Request) (any, error) {
-	d := &indexData{Ready: true, Groups: s.links(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Build: s.conf.Build, Started: s.conf.Started,
+	d := &indexData{Ready: true, Groups: s.links(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Build: s.conf.Build, Started: s.conf.Started, Succeeded: s.conf.Succeeded,
 		Problems: slices.Clone(s.currentProblems()), Vitals: map[string]*float64{}, Bounces: s.conf.Recent.Bounces(shownRecent)}
 	for i := range d.Problems {
 		d.Problems[i].Trace = s.known(d.Problems[i].Trace)
@@ -246,6 +247,9 @@ func writeIndex(w io.Writer, _ *http.Request, data any) error {
 	d := data.(*indexData)
 	fmt.Fprintf(w, "chasquid %s on %s, %s, %s\nup %s, since %s\n\n", printable(d.Build.Version), printable(d.Host), d.Build.GoVersion, d.Platform,
 		span(time.Since(d.Started)), utc(d.Started))
+	if p := d.Succeeded; p != nil {
+		fmt.Fprintf(w, "took over from version %s, process %d, on %s\n\n", printable(p.Version), p.PID, utc(p.At))
+	}
 	if d.Ready {
 		fmt.Fprintf(w, "READY: mail is taken (%s)\n", d.Passed())
 		if names := d.Warned(); names != "" {

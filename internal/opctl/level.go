@@ -68,7 +68,7 @@ func levelList(l Levels, a url.Values) (url.Values, error) {
 	for _, e := range entries[:min(limit, len(entries))] {
 		out = append(out, Level{Domain: e.Domain, Incoming: e.Incoming.String(), Outgoing: e.Outgoing.String(), Override: e.Override})
 	}
-	return answer(out, nil)
+	return Answer(out, nil)
 }
 
 func levelAllow(ctx context.Context, l Levels, a url.Values) (url.Values, error) {

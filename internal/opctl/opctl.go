@@ -62,7 +62,7 @@ func Methods(q Queue, h History, reload func(context.Context) error) map[string]
 		QueueGroups: func(ctx context.Context, a url.Values) (url.Values, error) { return groups(ctx, q, a) },
 		QueueCount:  func(ctx context.Context, a url.Values) (url.Values, error) { return count(ctx, q, a) },
 		QueueItem: func(ctx context.Context, a url.Values) (url.Values, error) {
-			return answer(q.Item(mail.ID(a.Get("id"))))
+			return Answer(q.Item(mail.ID(a.Get("id"))))
 		},
 		QueueOperate: func(ctx context.Context, a url.Values) (url.Values, error) { return operate(ctx, q, a) },
 		HistoryFind:  func(ctx context.Context, a url.Values) (url.Values, error) { return find(ctx, h, a) },
@@ -79,8 +79,8 @@ func Slow() map[string]bool {
 	return map[string]bool{QueueList: true, QueueGroups: true, QueueCount: true, QueueOperate: true, HistoryFind: true, HistoryGet: true, Reload: true}
 }
 
-// answer encodes a result.
-func answer[T any](v T, err error) (url.Values, error) {
+// Answer encodes a result.
+func Answer[T any](v T, err error) (url.Values, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func list(ctx context.Context, q Queue, a url.Values) (url.Values, error) {
 	if err != nil {
 		return nil, err
 	}
-	return answer(q.List(ctx, f, queue.Page{Sort: a.Get("sort"), After: a.Get("after"), Limit: limit}))
+	return Answer(q.List(ctx, f, queue.Page{Sort: a.Get("sort"), After: a.Get("after"), Limit: limit}))
 }
 
 func groups(ctx context.Context, q Queue, a url.Values) (url.Values, error) {
@@ -120,7 +120,7 @@ func groups(ctx context.Context, q Queue, a url.Values) (url.Values, error) {
 	if err != nil {
 		return nil, err
 	}
-	return answer(q.Groups(ctx, f, a.Get("by"), limit))
+	return Answer(q.Groups(ctx, f, a.Get("by"), limit))
 }
 
 func count(ctx context.Context, q Queue, a url.Values) (url.Values, error) {
@@ -128,7 +128,7 @@ func count(ctx context.Context, q Queue, a url.Values) (url.Values, error) {
 	if err != nil {
 		return nil, err
 	}
-	return answer(q.Count(ctx, f))
+	return Answer(q.Count(ctx, f))
 }
 
 func operate(ctx context.Context, q Queue, a url.Values) (url.Values, error) {
@@ -147,7 +147,7 @@ func operate(ctx context.Context, q Queue, a url.Values) (url.Values, error) {
 	if who == "" {
 		who = "control socket"
 	}
-	return answer(q.Operate(ctx, op, f, who))
+	return Answer(q.Operate(ctx, op, f, who))
 }
 
 func find(ctx context.Context, h History, a url.Values) (url.Values, error) {
@@ -160,7 +160,7 @@ func find(ctx context.Context, h History, a url.Values) (url.Values, error) {
 	}
 	var f Found
 	f.Messages, f.More, err = h.Search(ctx, q)
-	return answer(f, err)
+	return Answer(f, err)
 }
 
 func get(ctx context.Context, h History, id string) (url.Values, error) {
@@ -171,7 +171,7 @@ func get(ctx context.Context, h History, id string) (url.Values, error) {
 	if err == nil && !ok {
 		err = errors.New("no such message in the history")
 	}
-	return answer(m, err)
+	return Answer(m, err)
 }
 
 // number reads an argument that is a number, 0 if it is not there.

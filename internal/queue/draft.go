@@ -27,13 +27,16 @@ var (
 var errCommitted = errors.New("queue: the draft was committed or discarded already")
 
 // Begin starts a message. The draft also has a method ID() mail.ID, which tells the id that the message will have.
-func (q *Queue) Begin(ctx context.Context) (mail.Draft, error) {
+func (q *Queue) Begin(ctx context.Context) (mail.Draft, error) { return q.BeginAs(ctx, mail.NewID()) }
+
+// BeginAs is Begin for a message that was promised its id already.
+func (q *Queue) BeginAs(ctx context.Context, id mail.ID) (mail.Draft, error) {
 	in, err := q.conf.Store.Create()
 	if err != nil {
 		trace.From(ctx).Errorf("queue: cannot start a message: %w", err)
 		return nil, storeReply(err)
 	}
-	return &draft{q: q, id: mail.NewID(), in: in}, nil
+	return &draft{q: q, id: id, in: in}, nil
 }
 
 // storeReply is what a client is told of an error of the store.

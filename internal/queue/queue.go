@@ -133,6 +133,7 @@ type Queue struct {
 	ours    map[mail.ID]struct{} // committed by this process; nil once everything is loaded
 
 	wake   chan struct{} // tells Run that something is due earlier than it thought
+	ticked chan struct{} // closed, and made anew, when Run has looked at the schedule; guarded by mu
 	sites  chan string   // domains whose site is to be found out
 	tokens chan struct{} // one for each outcome being written
 	work   sync.WaitGroup
@@ -145,10 +146,14 @@ type Queue struct {
 // New returns a queue. Messages can be put into it at once; Run loads what the store holds and delivers.
 func New(conf Config) *Queue {
 	q := &Queue{conf: conf.withDefaults(), index: newIndex(), live: map[uint32]*live{}, ctx: context.Background(), own: context.Background(),
-		ours: map[mail.ID]struct{}{}, wake: make(chan struct{}, 1), sites: make(chan string, 1024), tokens: make(chan struct{}, maxRecording)}
-	q.sched = sched.New(sched.Config{Workers: conf.Workers, PerSite: conf.SiteWorkers, Local: conf.LocalWorkers, Pipe: conf.PipeWorkers})
+		ours: map[mail.ID]struct{}{}, wake: make(chan struct{}, 1), ticked: make(chan struct{}), sites: make(chan string, 1024), tokens: make(chan struct{}, maxRecording)}
+	q.sched = newSchedule(&q.conf)
 	q.m = newMetrics(conf.Metrics, q)
 	return q
+}
+
+func newSchedule(c *Config) *sched.Schedule {
+	return sched.New(sched.Config{Workers: c.Workers, PerSite: c.SiteWorkers, Local: c.LocalWorkers, Pipe: c.PipeWorkers})
 }
 
 func (q *Queue) observe(e *timeline.Event) {

@@ -7,19 +7,23 @@ import (
 	"sync"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
 )
 
 // Run loads what the store holds and delivers until ctx ends. Then it starts no new attempt, waits for the running ones for the time of
-// grace, interrupts what still runs, and returns when nothing does. It is called once.
+// grace, interrupts what still runs, and returns when nothing does. Messages may be put into the queue after that, too. Called again, it goes
+// on from there, or after Forget from what the store holds.
 func (q *Queue) Run(ctx context.Context) error {
 	q.own = context.WithoutCancel(ctx)
 	attempts, interrupt := context.WithCancel(q.own)
 	defer interrupt()
 	q.ctx = attempts
-	if err := q.loadAll(ctx); err != nil {
-		return err
+	if !q.ready.Load() {
+		if err := q.loadAll(ctx); err != nil {
+			return err
+		}
 	}
 	// What a crash kept from being concluded is concluded before anything is attempted: a notice that is in the store already must not be
 	// delivered and gone when its message comes to write it.
@@ -54,6 +58,8 @@ func (q *Queue) clock(ctx context.Context) {
 		now := time.Now()
 		next := q.sched.Tick(now)
 		q.kick()
+		close(q.ticked)
+		q.ticked = make(chan struct{})
 		q.mu.Unlock()
 		switch {
 		case next.IsZero():
@@ -61,6 +67,37 @@ func (q *Queue) clock(ctx context.Context) {
 		default:
 			timer.Reset(max(0, next.Sub(now)))
 		}
+	}
+}
+
+// Probe returns when the schedule has been looked at after the call, or ctx has ended: then the queue is stuck, and the error says so.
+// While Run is not running there is no schedule to look at, and nothing is stuck.
+func (q *Queue) Probe(ctx context.Context) error {
+	free := make(chan (<-chan struct{}), 1)
+	go func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if !q.running {
+			free <- nil
+			return
+		}
+		free <- q.ticked
+	}()
+	var ticked <-chan struct{}
+	select {
+	case ticked = <-free:
+	case <-ctx.Done():
+		return errors.New("its lock is held")
+	}
+	if ticked == nil {
+		return nil
+	}
+	q.poke()
+	select {
+	case <-ticked:
+		return nil
+	case <-ctx.Done():
+		return errors.New("the schedule is not looked at")
 	}
 }
 
@@ -81,6 +118,17 @@ func (q *Queue) drain(interrupt func()) {
 	grace := time.AfterFunc(q.conf.Grace, interrupt)
 	q.work.Wait()
 	grace.Stop()
+}
+
+// Forget empties the memory of the queue, so that the next Run loads what the store holds: another process may have changed it. Run must
+// have returned, and no message may be being put into the queue.
+func (q *Queue) Forget() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.index, q.live, q.ours = newIndex(), map[uint32]*live{}, map[mail.ID]struct{}{}
+	q.sched = newSchedule(&q.conf)
+	q.items.Store(0)
+	q.ready.Store(false)
 }
 
 // loadAll takes everything the store holds into memory. What this process put into the

@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"reflect"
@@ -146,6 +147,9 @@ type listener struct {
 	open  atomic.Int64
 	total atomic.Int64
 	work  *workers
+
+	ended atomic.Bool  // no more connections are accepted
+	since atomic.Int64 // when it got the connection it is busy with, Unix nanoseconds; 0 while it waits for one
 }
 
 // New returns a server.
@@ -188,6 +192,7 @@ func (srv *Server) Serve(ctx context.Context, l net.Listener, mode Mode) error {
 
 	stop := context.AfterFunc(ctx, func() { l.Close(); srv.cut(ln) })
 	srv.accept(ctx, ln)
+	ln.ended.Store(true)
 	ln.work.wait()
 	stop()
 	srv.mu.Lock()
@@ -208,7 +213,9 @@ func (srv *Server) accept(ctx context.Context, ln *listener) {
 		nc, err := ln.Accept()
 		if err == nil {
 			pause = 0
+			ln.since.Store(time.Now().UnixNano())
 			srv.admit(ctx, ln, nc)
+			ln.since.Store(0)
 			continue
 		}
 		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
@@ -332,6 +339,25 @@ func (srv *Server) Listeners() []ListenerInfo {
 		infos = append(infos, ListenerInfo{Addr: ln.Addr().String(), Mode: ln.mode, Open: ln.open.Load(), Total: ln.total.Load()})
 	}
 	return infos
+}
+
+// Stuck returns an error if no listener accepts connections, or one has not got around to the next for longer than limit.
+func (srv *Server) Stuck(limit time.Duration) error {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	accepting := 0
+	for ln := range srv.listeners {
+		if at := ln.since.Load(); at != 0 && time.Since(time.Unix(0, at)) > limit {
+			return fmt.Errorf("%s has been busy with one connection for more than %v", ln.Addr(), limit)
+		}
+		if !ln.ended.Load() {
+			accepting++
+		}
+	}
+	if accepting == 0 && !srv.draining {
+		return errors.New("no connections are accepted")
+	}
+	return nil
 }
 
 // Open returns the number of connections being served.

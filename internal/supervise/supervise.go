@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"blitiri.com.ar/go/log"
@@ -39,13 +40,16 @@ func FromEnvironment(probes ...Probe) Config {
 }
 
 // Supervisor speaks with systemd. A nil one says nothing.
-type Supervisor struct{ cfg Config }
+type Supervisor struct {
+	cfg   Config
+	quiet atomic.Bool // another process speaks
+}
 
 // New returns a supervisor.
-func New(cfg Config) *Supervisor { return &Supervisor{cfg} }
+func New(cfg Config) *Supervisor { return &Supervisor{cfg: cfg} }
 
 func (s *Supervisor) send(states ...string) {
-	if s == nil || s.cfg.Send == nil {
+	if s == nil || s.cfg.Send == nil || s.quiet.Load() {
 		return
 	}
 	if err := s.cfg.Send(strings.Join(states, "\n")); err != nil {
@@ -69,8 +73,13 @@ func (s *Supervisor) Stopping() {
 // Status shows a line for people in systemctl status.
 func (s *Supervisor) Status(status string) { s.send(statusLine(status)) }
 
-// Handover says that another process is the server from now on.
-func (s *Supervisor) Handover(pid int) { s.send(fmt.Sprintf("MAINPID=%d", pid), daemon.SdNotifyReady) }
+// Handover says that another process is the server from now on. Nothing more is said by this one.
+func (s *Supervisor) Handover(pid int) {
+	s.send(fmt.Sprintf("MAINPID=%d", pid), daemon.SdNotifyReady)
+	if s != nil {
+		s.quiet.Store(true)
+	}
+}
 
 // statusLine makes a status of one line, whatever is in it.
 func statusLine(status string) string {

@@ -49,12 +49,26 @@ func TestO7States(t *testing.T) {
 		{func() { s.Ready("serving 3\naddresses") }, "READY=1\nSTATUS=serving 3 addresses"},
 		{s.Reloading, "RELOADING=1\nMONOTONIC_USEC="},
 		{func() { s.Ready("") }, "READY=1\nSTATUS="},
-		{func() { s.Handover(4711) }, "MAINPID=4711\nREADY=1"},
 		{s.Stopping, "STOPPING=1\nSTATUS="},
+		{func() { s.Handover(4711) }, "MAINPID=4711\nREADY=1"},
 	} {
 		step.say()
 		if got := receive(t, c); !strings.HasPrefix(got, step.want) {
 			t.Errorf("got %q, want %q", got, step.want)
+		}
+	}
+}
+
+// TestQuiet: who has handed over says no more, as systemd would take it for the new process's.
+func TestQuiet(t *testing.T) {
+	c := notifySocket(t)
+	s := New(FromEnvironment())
+	s.Handover(4711)
+	s.Stopping()
+	New(FromEnvironment()).Status("next")
+	for _, want := range []string{"MAINPID=4711\nREADY=1", "STATUS=next"} {
+		if got := receive(t, c); got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }

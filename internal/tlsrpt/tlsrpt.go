@@ -35,6 +35,7 @@ type Config struct {
 	Client *http.Client
 
 	State   string // file that keeps the counts over a restart; empty: none
+	Later   bool   // the file is another process's until Load is called, before Run
 	Max     int    // domains counted in a day; default 10000
 	Metrics *expvarom.Registry
 }
@@ -95,7 +96,10 @@ func New(cfg Config) (*Recorder, error) {
 	}
 	r := &Recorder{cfg: cfg, days: map[string]*dayStats{}}
 	r.m = newMetrics(cfg.Metrics, r.domains)
-	return r, r.load()
+	if cfg.Later {
+		return r, nil
+	}
+	return r, r.Load()
 }
 
 const dateFormat = "2006-01-02"
@@ -131,7 +135,7 @@ func (r *Recorder) Observe(rep tlspolicy.Report) {
 		p.Successful++
 		return
 	}
-	p.fail(resultType, rep.Host, reason)
+	p.fail(resultType, rep.Host, reason, 1)
 }
 
 // policy returns the counts of a policy. A failure that left no policy to show goes with one of the same type.
@@ -149,18 +153,18 @@ func (d *domainStats) policy(rep tlspolicy.Report) *policyStats {
 	return p
 }
 
-func (p *policyStats) fail(resultType, host, reason string) {
+func (p *policyStats) fail(resultType, host, reason string, n int64) {
 	for _, f := range p.Failures {
 		if f.Type == resultType && f.Host == host && (f.Reason == reason || len(p.Failures) == maxFailures) {
-			f.Count++
+			f.Count += n
 			return
 		}
 	}
 	if len(p.Failures) < maxFailures {
-		p.Failures = append(p.Failures, &failureStats{resultType, host, reason, 1})
+		p.Failures = append(p.Failures, &failureStats{resultType, host, reason, n})
 		return
 	}
-	p.Failures[maxFailures-1].Count++ // the total stays right
+	p.Failures[maxFailures-1].Count += n // the total stays right
 }
 
 // classify returns the result type of RFC 8460 section 4.3.
@@ -208,7 +212,8 @@ func (r *Recorder) domains() (n int) {
 // maxState bounds the state file.
 const maxState = 64 << 20
 
-func (r *Recorder) load() error {
+// Load adds the counts of the state file to those there are.
+func (r *Recorder) Load() error {
 	if r.cfg.State == "" {
 		return nil
 	}
@@ -226,12 +231,48 @@ func (r *Recorder) load() error {
 	if err := json.Unmarshal(data, &days); err != nil {
 		return fmt.Errorf("TLSRPT state: %s: %w", r.cfg.State, err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for date, d := range days {
 		if _, err := time.Parse(dateFormat, date); err == nil && d != nil && d.Domains != nil {
-			r.days[date] = d
+			r.days[date] = r.days[date].merge(d)
 		}
 	}
 	return nil
+}
+
+// merge adds what another process counted on the same day.
+func (d *dayStats) merge(more *dayStats) *dayStats {
+	if d == nil {
+		return more
+	}
+	for name, m := range more.Domains {
+		if m == nil {
+			continue
+		}
+		mine := d.Domains[name]
+		if mine == nil {
+			d.Domains[name] = m
+			continue
+		}
+		for _, p := range m.Policies {
+			if p != nil {
+				mine.merge(p)
+			}
+		}
+	}
+	return d
+}
+
+func (d *domainStats) merge(more *policyStats) {
+	p := d.policy(tlspolicy.Report{Policy: more.Type, Text: more.Text, MX: more.MX})
+	if p == nil {
+		return
+	}
+	p.Successful += more.Successful
+	for _, f := range more.Failures {
+		p.fail(f.Type, f.Host, f.Reason, f.Count)
+	}
 }
 
 // save writes the counts. They are statistics: what a crash loses is an hour of them.

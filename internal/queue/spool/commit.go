@@ -166,7 +166,9 @@ func (s *Store) lead(self *op) {
 	batch := q.take(min(maxBatch, s.cfg.SegmentSize/4))
 	q.mu.Unlock()
 
+	s.began.Store(time.Now().UnixNano())
 	s.runBatch(batch)
+	s.began.Store(0)
 
 	q.mu.Lock()
 	var next *op

@@ -91,6 +91,7 @@ type Store struct {
 	broken atomic.Pointer[error]
 	hurt   atomic.Int64 // when a write last failed, Unix nanoseconds; 0 since one succeeded
 	closed atomic.Bool
+	began  atomic.Int64 // when the batch that is being written and flushed was begun, Unix nanoseconds; 0: there is none
 
 	bad     []badRecord // found at start
 	corrupt int         // files that were set aside, ever
@@ -219,6 +220,14 @@ func (s *Store) Err() error {
 		return fmt.Errorf("%w: the last write failed", queue.ErrBroken)
 	}
 	return s.checkSpace()
+}
+
+// Stalled is how long the write or flush that somebody waits for has been under way, 0 if there is none.
+func (s *Store) Stalled() time.Duration {
+	if at := s.began.Load(); at != 0 {
+		return time.Since(time.Unix(0, at))
+	}
+	return 0
 }
 
 // hurtFor is how long Err reports a failed write if nothing is written after it.
