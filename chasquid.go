@@ -39,6 +39,14 @@ type flags struct {
 	flushDelay  time.Duration
 	flushHang   string
 	upgradeTime time.Duration
+	crashAt     string
+}
+
+// at is a step of an upgrade, at which tests have the process end.
+func (f *flags) at(step string) {
+	if f.crashAt == step {
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
 }
 
 func parseFlags() *flags {
@@ -52,6 +60,7 @@ func parseFlags() *flags {
 	flag.DurationVar(&f.flushDelay, "testing__flush_delay", 0, "time that each flush of the queue's disk takes longer, one after the other, for tests")
 	flag.StringVar(&f.flushHang, "testing__flush_hang", "", "while this `file` exists, flushes of the queue's disk do not end, for tests")
 	flag.DurationVar(&f.upgradeTime, "testing__upgrade_time", prepareTime, "time that a new process may take to get ready, for tests")
+	flag.StringVar(&f.crashAt, "testing__crash_at", "", "`step` of an upgrade at which the process kills itself, for tests")
 	flag.Parse()
 	return f
 }

@@ -72,9 +72,11 @@ func (s *server) handOver(ctx context.Context) (next *handover.Successor, paused
 		next.Kill()
 		return nil, 0, err
 	}
+	s.flags.at("old-prepared")
 	if paused, err = s.giveQueue(ctx, next, sockets); err != nil {
 		return nil, 0, err
 	}
+	s.flags.at("old-served")
 	s.up.relay = handover.NewRelay(next.Dial)
 	s.intake.Forward(s.up.relay)
 	s.supervisor.Handover(next.PID)
@@ -94,18 +96,29 @@ func (s *server) giveQueue(ctx context.Context, next *handover.Successor, socket
 		err = &handover.Error{Msg: "messages being put into the queue did not get there in time", Err: err, Fix: "see whether the disk or an alias hook hangs"}
 	} else if err = ctx.Err(); err == nil {
 		given = true
-		if cerr := s.slot.Close(); cerr != nil { // of a broken disk; the new process may do better
-			log.Errorf("Upgrade: closing the queue: %v", cerr)
-		}
-		take, cancel := context.WithTimeout(s.run.base, takeTime)
-		defer cancel()
-		err = next.Give(take)
+		err = s.give(next)
 	}
 	if err == nil {
 		return time.Since(start), nil
 	}
 	next.Kill()
 	return 0, errors.Join(err, s.takeBack(given, sockets))
+}
+
+// give closes the queue, and returns when the successor serves.
+func (s *server) give(next *handover.Successor) error {
+	s.flags.at("old-paused")
+	if err := s.slot.Close(); err != nil { // of a broken disk; the new process may do better
+		log.Errorf("Upgrade: closing the queue: %v", err)
+	}
+	s.flags.at("old-closed")
+	if err := next.Give(); err != nil {
+		return err
+	}
+	s.flags.at("old-given")
+	ctx, cancel := context.WithTimeout(s.run.base, takeTime)
+	defer cancel()
+	return next.Serving(ctx)
 }
 
 // takeBack serves again. Given says that the successor may have had the queue.
@@ -150,6 +163,7 @@ func (s *server) retire(ctx context.Context) {
 	case <-time.After(restTime):
 		log.Errorf("Upgrade: the history or other files cannot be closed; the new process uses them too")
 	}
+	s.flags.at("old-rest")
 	if err := next.GiveRest(); err != nil {
 		log.Errorf("Upgrade: %v", err)
 	}

@@ -29,11 +29,15 @@ func (s *server) takeOver(ctx context.Context) error {
 		return err
 	}
 	p.Sockets.Close() // those that the settings no longer want
+	s.flags.at("new-prepared")
 	if err := p.Prepared(ctx, s.introduction()); err != nil {
 		return err
 	}
+	s.flags.at("new-given")
 	s.up.took = time.Now()
-	return s.openStore(ctx, lockPatience)
+	err = s.openStore(ctx, lockPatience)
+	s.flags.at("new-opened")
+	return err
 }
 
 // serving says that everything is started. What another process has still open is started when it is not any more.
@@ -46,6 +50,7 @@ func (s *server) serving(ctx context.Context) {
 	log.Infof("Upgrade: serving, in place of version %s, process %d", p.Version, p.PID)
 	relayed := handover.Server{Begin: s.intake.BeginAs, Events: &s.up.events, Level: s.up.levels.RecordIncoming}
 	p.Serving(func(c net.Conn) { relayed.Serve(s.run.base, c) })
+	s.flags.at("new-serving")
 	s.up.awaiting.start(s.run.base, func(ctx context.Context) {
 		select {
 		case <-p.Rest():
@@ -60,6 +65,7 @@ func (s *server) serving(ctx context.Context) {
 			}
 		}
 		s.startRest()
+		s.flags.at("new-rest")
 		select {
 		case <-p.Gone():
 			log.Infof("Upgrade: process %d has ended", p.PID)

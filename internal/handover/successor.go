@@ -150,11 +150,16 @@ func (s *Successor) Prepared(ctx context.Context) error {
 	return err
 }
 
-// Give says that the queue's directory is the successor's, and waits until it serves.
-func (s *Successor) Give(ctx context.Context) error {
+// Give says that the queue's directory is the successor's.
+func (s *Successor) Give() error {
 	if err := s.link.send(packet{Say: yours}); err != nil {
 		return fmt.Errorf("giving the queue away: %w", err)
 	}
+	return nil
+}
+
+// Serving waits until the successor serves.
+func (s *Successor) Serving(ctx context.Context) error {
 	_, err := s.expect(ctx, serving)
 	return err
 }

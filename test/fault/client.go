@@ -4,9 +4,12 @@ package fault
 import (
 	"bufio"
 	"crypto/sha256"
+	"crypto/tls"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -20,10 +23,13 @@ type Ledger struct {
 	accepted map[string]bool
 	next     int
 	replies  map[string]int // first words of replies other than 250 to end-of-data, and how often
+	broken   map[string]int // sessions that ended otherwise than they should, and how often
 }
 
 // NewLedger returns an empty ledger.
-func NewLedger() *Ledger { return &Ledger{accepted: map[string]bool{}, replies: map[string]int{}} }
+func NewLedger() *Ledger {
+	return &Ledger{accepted: map[string]bool{}, replies: map[string]int{}, broken: map[string]int{}}
+}
 
 // Accepted is the number of acknowledged messages.
 func (l *Ledger) Accepted() int {
@@ -41,6 +47,13 @@ func (l *Ledger) Replies() map[string]int {
 		out[k] = v
 	}
 	return out
+}
+
+// Broken lists the sessions that ended otherwise than they should.
+func (l *Ledger) Broken() map[string]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.broken)
 }
 
 func (l *Ledger) take() int {
@@ -97,16 +110,38 @@ func Check(msg string) (id string, whole bool) {
 	return id, hex.EncodeToString(got[:]) == sum
 }
 
-// Sender sends messages to addr, each to one of rcpts, over one connection after another until stop is closed; what fails is tried
-// again as a new message.
+// Client is how messages are sent.
+type Client struct {
+	Addr           string
+	Rcpts          []string // each message goes to one of them
+	Size           func() int
+	PerSession     int         // messages over one connection, 5 if it is 0
+	TLS            *tls.Config // from the first byte; nil: plain
+	User, Password string      // empty: no AUTH
+}
+
+const perSession = 5 // messages
+
+// Sender is Run with a plain client.
 func (l *Ledger) Sender(addr string, rcpts []string, size func() int, stop <-chan struct{}) {
+	l.Run(Client{Addr: addr, Rcpts: rcpts, Size: size}, stop)
+}
+
+// Run sends messages over one connection after another until stop is closed; what fails is tried again as a new message.
+func (l *Ledger) Run(c Client, stop <-chan struct{}) {
+	if c.PerSession == 0 {
+		c.PerSession = perSession
+	}
 	for {
 		select {
 		case <-stop:
 			return
 		default:
 		}
-		if err := l.session(addr, rcpts, size, stop); err != nil {
+		if err := l.session(c, stop); err != nil {
+			l.mu.Lock()
+			l.broken[err.Error()]++
+			l.mu.Unlock()
 			select {
 			case <-stop:
 				return
@@ -116,15 +151,16 @@ func (l *Ledger) Sender(addr string, rcpts []string, size func() int, stop <-cha
 	}
 }
 
-const perSession = 5 // messages
-
-func (l *Ledger) session(addr string, rcpts []string, size func() int, stop <-chan struct{}) error {
-	c, err := net.DialTimeout("tcp", addr, 2*time.Second)
+func (l *Ledger) session(cl Client, stop <-chan struct{}) error {
+	c, err := net.DialTimeout("tcp", cl.Addr, 2*time.Second)
 	if err != nil {
 		return err
 	}
+	if cl.TLS != nil {
+		c = tls.Client(c, cl.TLS)
+	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(60 * time.Second))
+	c.SetDeadline(time.Now().Add(120 * time.Second))
 	r := bufio.NewReader(c)
 	if line, err := reply(r); err != nil || line[0] != '2' {
 		return fmt.Errorf("greeting: %s %v", line, err)
@@ -132,24 +168,35 @@ func (l *Ledger) session(addr string, rcpts []string, size func() int, stop <-ch
 	if _, err := command(c, r, "EHLO client.test"); err != nil {
 		return err
 	}
-	for range perSession {
+	from := "a@[127.0.0.1]"
+	if cl.User != "" {
+		from = cl.User
+		auth := base64.StdEncoding.EncodeToString([]byte("\x00" + cl.User + "\x00" + cl.Password))
+		if line, err := command(c, r, "AUTH PLAIN "+auth); err != nil || line[0] != '2' {
+			return fmt.Errorf("AUTH: %s %v", line, err)
+		}
+	}
+	for range cl.PerSession {
 		select {
 		case <-stop:
 			return nil
 		default:
 		}
-		if err := l.send(c, r, rcpts[rand.IntN(len(rcpts))], size()); err != nil {
+		if err := l.send(c, r, from, cl.Rcpts[rand.IntN(len(cl.Rcpts))], cl.Size()); err != nil {
 			return err
 		}
+	}
+	if line, err := command(c, r, "QUIT"); err != nil || line[0] != '2' {
+		return fmt.Errorf("QUIT: %s %v", line, err)
 	}
 	return nil
 }
 
 // send sends one message, every other one with BDAT.
-func (l *Ledger) send(c net.Conn, r *bufio.Reader, rcpt string, size int) error {
+func (l *Ledger) send(c net.Conn, r *bufio.Reader, from, rcpt string, size int) error {
 	n := l.take()
 	id := fmt.Sprintf("m-%07d", n)
-	cmds := []string{"MAIL FROM:<a@[127.0.0.1]>", "RCPT TO:<" + rcpt + ">", "DATA"}
+	cmds := []string{"MAIL FROM:<" + from + ">", "RCPT TO:<" + rcpt + ">", "DATA"}
 	text := message(id, size)
 	if n%2 == 0 {
 		cmds = cmds[:2]

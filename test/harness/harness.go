@@ -70,6 +70,15 @@ func Build() (string, error) {
 	return buildPath, buildErr
 }
 
+// BuildVersion builds chasquid with a version of that name into the file.
+func BuildVersion(t testing.TB, version, file string) {
+	t.Helper()
+	out, err := exec.Command("go", "build", "-ldflags", "-s -w -X main.version="+version, "-o", file, "blitiri.com.ar/go/chasquid").CombinedOutput()
+	if err != nil {
+		t.Fatalf("building chasquid: %v\n%s", err, out)
+	}
+}
+
 // Need returns the path of a program, or skips the test and says what to install.
 func Need(t testing.TB, program, debianPackage string) string {
 	t.Helper()
@@ -98,6 +107,8 @@ type Options struct {
 	Args    []string          // further command-line arguments
 	Env     []string          // further environment
 	DataDir string            // instead of one below the configuration directory
+	Binary  string            // the program to run, instead of one built from the sources
+	LogFile string            // where the server writes: a file, so that processes that succeed the first one write there too
 	Wrap    []string          // a program and its arguments that runs the server, such as strace
 	Local   string            // the lines about local delivery, instead of one for Maildirs below the configuration directory
 	Certs   map[string]string // name of a directory below certs/ and the host name in it; default: mail.example.test
@@ -292,11 +303,23 @@ func (s *Server) Start() {
 
 // Launch runs the server without waiting.
 func (s *Server) Launch() error {
-	args := append(append([]string{}, s.opts.Wrap...), Binary(s.t), "-config_dir="+s.Dir)
+	binary := s.opts.Binary
+	if binary == "" {
+		binary = Binary(s.t)
+	}
+	args := append(append([]string{}, s.opts.Wrap...), binary, "-config_dir="+s.Dir)
 	args = append(args, s.opts.Args...)
 	s.cmd = exec.Command(args[0], args[1:]...)
 	s.cmd.Env = append(os.Environ(), s.opts.Env...)
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
+	if s.opts.LogFile != "" {
+		f, err := os.OpenFile(s.opts.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		s.cmd.Stdout, s.cmd.Stderr = f, f
+	}
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
 		s.cmd = nil
@@ -346,7 +369,16 @@ func (s *Server) WaitExit(limit time.Duration) error {
 }
 
 // Log is what the server has written so far.
-func (s *Server) Log() string { return s.log.String() }
+func (s *Server) Log() string {
+	if s.opts.LogFile != "" {
+		b, err := os.ReadFile(s.opts.LogFile)
+		if err != nil {
+			return err.Error()
+		}
+		return string(b)
+	}
+	return s.log.String()
+}
 
 // Get fetches a page of the monitoring server; errors are part of the text.
 func (s *Server) Get(path string) string {
