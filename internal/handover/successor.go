@@ -61,7 +61,7 @@ func Start(p Program, self Introduction, sockets *Sockets) (*Successor, error) {
 		close(s.exited)
 	}()
 	err = s.link.send(packet{Say: hello, From: &self, Sockets: sockets.names}, sockets.fds...)
-	if err != nil {
+	if err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) { // these say that it has ended: Prepared says how
 		s.Kill()
 		return nil, fmt.Errorf("handing the sockets to %s: %w", p.Path, err)
 	}
@@ -119,19 +119,19 @@ func (s *Successor) expect(ctx context.Context, word string) (packet, error) {
 		case !ok:
 			return p, s.ended(ctx)
 		case p.Say == failed:
-			return p, &Error{Msg: "the new process failed: " + p.Text, Fix: "the old one goes on; correct what is wrong and try again"}
+			return p, &Error{Msg: "the new process failed: " + p.Text, Fix: "correct that and try again"}
 		case p.Say != word:
 			return p, &Error{Msg: fmt.Sprintf("the new process said %q instead of %q", p.Say, word), Fix: "restart the server instead of upgrading it"}
 		}
 		return p, nil
 	case <-ctx.Done():
-		return packet{}, &Error{Msg: "the new process did not get ready in time", Err: context.Cause(ctx), Fix: "the log may say what it waited for; the old one goes on"}
+		return packet{}, &Error{Msg: "the new process did not get ready in time", Err: context.Cause(ctx), Fix: "the log may say what it waited for"}
 	}
 }
 
 // ended describes a successor that ended without a word.
 func (s *Successor) ended(ctx context.Context) error {
-	e := &Error{Msg: "the new process closed the connection", Fix: "its last lines in the log say why; the old one goes on"}
+	e := &Error{Msg: "the new process closed the connection", Fix: "its last lines in the log say why"}
 	select {
 	case <-s.exited:
 		e.Msg = "the new process ended before it was ready: " + s.state.String()

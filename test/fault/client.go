@@ -56,6 +56,15 @@ func (l *Ledger) Broken() map[string]int {
 	return maps.Clone(l.broken)
 }
 
+// Failures is the number of refusals and of broken sessions.
+func (l *Ledger) Failures() int {
+	n := l.Refusals()
+	for _, k := range l.Broken() {
+		n += k
+	}
+	return n
+}
+
 func (l *Ledger) take() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -115,9 +124,10 @@ type Client struct {
 	Addr           string
 	Rcpts          []string // each message goes to one of them
 	Size           func() int
-	PerSession     int         // messages over one connection, 5 if it is 0
-	TLS            *tls.Config // from the first byte; nil: plain
-	User, Password string      // empty: no AUTH
+	PerSession     int           // messages over one connection, 5 if it is 0
+	Pause          time.Duration // after each message
+	TLS            *tls.Config   // from the first byte; nil: plain
+	User, Password string        // empty: no AUTH
 }
 
 const perSession = 5 // messages
@@ -185,6 +195,7 @@ func (l *Ledger) session(cl Client, stop <-chan struct{}) error {
 		if err := l.send(c, r, from, cl.Rcpts[rand.IntN(len(cl.Rcpts))], cl.Size()); err != nil {
 			return err
 		}
+		time.Sleep(cl.Pause)
 	}
 	if line, err := command(c, r, "QUIT"); err != nil || line[0] != '2' {
 		return fmt.Errorf("QUIT: %s %v", line, err)

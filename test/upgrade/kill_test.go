@@ -40,14 +40,14 @@ func TestKilledAtEachStep(t *testing.T) {
 	s := newSite(t, harness.Options{Conf: "timeouts: { drain: \"5s\" }\n"})
 	s.install("v1")
 	for range 2 {
-		s.flow(fault.Client{Addr: s.SMTP, PerSession: 1})
-		s.flow(fault.Client{Addr: s.SMTP, PerSession: 100})
+		s.flow(fault.Client{Addr: s.SMTP, PerSession: 1, Pause: pause})
+		s.flow(fault.Client{Addr: s.SMTP, PerSession: 100, Pause: pause})
 	}
 	for _, step := range steps {
 		s.SetArgs("-testing__crash_at=" + step.at)
 		s.Start()
 		s.more(10)
-		at := time.Now()
+		at, failures := time.Now(), s.ledger.Failures()
 		s.upgradeAnyway()
 		serves := s.whoServes()
 		for limit := time.Now().Add(20 * time.Second); len(serves) != 1 && time.Now().Before(limit); {
@@ -68,6 +68,9 @@ func TestKilledAtEachStep(t *testing.T) {
 		}
 		if lives != "" {
 			s.more(5)
+		}
+		if lives == "old" && s.ledger.Failures() > failures {
+			t.Errorf("killed at %s: clients noticed: %v %v", step.at, s.ledger.Replies(), s.ledger.Broken())
 		}
 		s.Kill()
 		s.out.Ended(at, time.Now())
