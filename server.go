@@ -220,15 +220,16 @@ func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
 	if err = s.startAll(ctx); err == nil {
 		select {
 		case <-ctx.Done():
+			stop() // a second signal ends the process at once
 		case <-s.up.done:
 		}
 		if s.handedOver() {
 			s.retire(ctx)
+			stop()
 		} else {
 			s.supervisor.Stopping()
 			log.Infof("Stopping: no new connections, running transactions may finish")
 		}
-		stop() // a second signal ends the process at once
 	}
 	close(s.draining)
 	s.drain(s.run.base)

@@ -42,6 +42,9 @@ type note struct {
 	Level  tlspolicy.Level
 }
 
+// earlyAnswer is how long to look for an answer that came before everything was sent.
+const earlyAnswer = 100 * time.Millisecond
+
 // notesTime is how long the other process may take for notes.
 const notesTime = 10 * time.Second
 
@@ -147,7 +150,10 @@ func (r *Relay) Commit(ctx context.Context, id mail.ID, env *mail.Envelope, pref
 	if err == nil {
 		err = w.Flush()
 	}
-	// It may have answered, and closed, before it got everything: its answer says more than the failed write.
+	if err != nil {
+		// It may have answered, and closed, before it got everything: its answer says more than the failed write. It may also wait for the rest.
+		c.SetReadDeadline(time.Now().Add(earlyAnswer))
+	}
 	if derr := gob.NewDecoder(c).Decode(&a); derr != nil {
 		return &replyError{replyPaused, fmt.Sprintf("the process that has the queue now gave no answer: %v", errors.Join(err, derr))}
 	}

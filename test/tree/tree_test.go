@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -159,9 +160,18 @@ func TestUnits(t *testing.T) {
 		}
 		files = append(files, f)
 	}
+	version, err := strconv.Atoi(regexp.MustCompile(`\d+`).FindString(mustRun(t, verify, "--version")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unknown := regexp.MustCompile(`(?m)^.*chasquid.service:\d+: Failed to parse service type, ignoring: notify-reload\n`)
 	check := func() {
 		t.Helper()
-		if out, err := run(t, nil, verify, append([]string{"verify"}, files...)...); err != nil || out != "" {
+		out, err := run(t, nil, verify, append([]string{"verify"}, files...)...)
+		if version < 253 { // the unit has a line for these, too
+			out = unknown.ReplaceAllString(out, "")
+		}
+		if err != nil || out != "" {
 			t.Errorf("%v\n%s", err, out)
 		}
 	}
