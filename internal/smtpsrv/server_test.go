@@ -529,3 +529,45 @@ func TestWriteError(t *testing.T) {
 		near.Close()
 	})
 }
+
+// TestStuck: a server is stuck when nobody accepts, or an accept loop does not get around to the next connection.
+func TestStuck(t *testing.T) {
+	srv := New(Config{})
+	if err := srv.Stuck(time.Minute); err == nil {
+		t.Error("a server without listeners is not stuck")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); srv.Serve(t.Context(), l, SMTP) }()
+	c := tcpDial(t, l.Addr().String())
+	c.reply()
+	if err := srv.Stuck(time.Minute); err != nil {
+		t.Error(err)
+	}
+	var ln *listener
+	srv.mu.Lock()
+	for ln = range srv.listeners {
+	}
+	srv.mu.Unlock()
+	ln.since.Store(time.Now().Add(-time.Hour).UnixNano())
+	if err := srv.Stuck(time.Minute); err == nil {
+		t.Error("an accept loop that is busy with one connection for an hour is not stuck")
+	}
+	c2 := tcpDial(t, l.Addr().String())
+	c2.reply() // it was not, and this resets the time
+	if err := srv.Stuck(time.Minute); err != nil {
+		t.Error(err)
+	}
+	l.Close()
+	for end := time.Now().Add(10 * time.Second); srv.Stuck(time.Minute) == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("a server that no longer accepts, but has a session, is not stuck")
+		}
+	}
+	c.nc.Close()
+	c2.nc.Close()
+	<-done
+}

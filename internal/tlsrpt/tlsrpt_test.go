@@ -71,9 +71,9 @@ func (g *rig) setFail(err error) {
 	g.fail = err
 }
 
-func newRig(t *testing.T, zoneText, state string) *rig {
+func newRig(t *testing.T, zoneText, state string, edit ...func(*Config)) *rig {
 	g := &rig{}
-	r, err := New(Config{
+	cfg := Config{
 		Resolver: zone.MustNew(zoneText), Hostname: "mx.here.example", Organization: "Here", State: state, Metrics: expvarom.New(),
 		Mail: func(_ context.Context, from, to string, msg []byte) error {
 			g.mu.Lock()
@@ -91,7 +91,11 @@ func newRig(t *testing.T, zoneText, state string) *rig {
 			}
 			return &http.Response{StatusCode: 202, Body: io.NopCloser(strings.NewReader(""))}, nil
 		})},
-	})
+	}
+	for _, f := range edit {
+		f(&cfg)
+	}
+	r, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -339,6 +343,34 @@ func TestRetry(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+// TestLater: a recorder that was told that the file is another process's for now counts, and adds what that process counted when it loads.
+func TestLater(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tlsrpt.json")
+	zoneText := `_smtp._tls.example.com TXT "v=TLSRPTv1; rua=mailto:a@b.example"`
+	old, next := newRig(t, zoneText, path), newRig(t, zoneText, path, func(c *Config) { c.Later = true })
+	old.Observe(stsPolicy)
+	old.Observe(with(stsPolicy, tlspolicy.ErrSTARTTLS))
+	next.Observe(stsPolicy)
+	next.Observe(with(stsPolicy, tlspolicy.ErrSTARTTLS))
+	other := stsPolicy
+	other.Domain = "example.net"
+	old.Observe(other)
+	if err := old.save(); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Load(); err != nil {
+		t.Fatal(err)
+	}
+	day := next.days[time.Now().UTC().Format(dateFormat)]
+	p := day.Domains[stsPolicy.Domain].Policies
+	if len(p) != 1 || p[0].Successful != 2 || len(p[0].Failures) != 1 || p[0].Failures[0].Count != 2 {
+		t.Errorf("%+v", p[0])
+	}
+	if day.Domains["example.net"] == nil || day.Domains["example.net"].Policies[0].Successful != 1 {
+		t.Error("a domain that only the other process met is lost")
+	}
 }
 
 // TestState: the counts outlive a restart, a broken file does not stop anything.

@@ -68,3 +68,33 @@ func TestRemovalAlone(t *testing.T) {
 	must(t, s.Close())
 	must(t, <-done)
 }
+
+// A flush that hangs can be seen from outside for as long as it does.
+func TestStalled(t *testing.T) {
+	hang := make(chan struct{})
+	var hangs atomic.Bool
+	s := openTest(t, testConfig(vfs.Hook(vfs.NewMem(), func(op vfs.Op) error {
+		if op.Verb == vfs.OpSync && hangs.Load() {
+			<-hang
+		}
+		return nil
+	})))
+	must(t, put(s, entry("m0"), "", "body"))
+	if d := s.Stalled(); d != 0 {
+		t.Errorf("idle for %v", d)
+	}
+	hangs.Store(true)
+	done := make(chan error, 1)
+	go func() { done <- put(s, entry("m1"), "", "body") }()
+	for end := time.Now().Add(10 * time.Second); s.Stalled() < 10*time.Millisecond && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if d := s.Stalled(); d < 10*time.Millisecond {
+		t.Errorf("a hung flush is seen as one of %v", d)
+	}
+	close(hang)
+	must(t, <-done)
+	if d := s.Stalled(); d != 0 {
+		t.Errorf("idle again for %v", d)
+	}
+}
