@@ -115,6 +115,7 @@ func manChasquid(p *manPage) {
 	p.section("SIGNALS")
 	p.entry("SIGTERM, SIGINT", "Stop: transactions and deliveries under way may finish; a second signal ends the process at once.")
 	p.entry("SIGHUP", "Open the logs again, and read certificates, domains, users, aliases and keys again.")
+	p.entry("SIGUSR2", "Start the program that is installed now and hand over to it, as the sub-command upgrade does; the log says what became of it.")
 	p.section("SEE ALSO")
 	p.paragraphs("chasquid.conf(5), chasquid-util(1), mda-lmtp(1), smtp-check(1)")
 }

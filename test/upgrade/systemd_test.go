@@ -13,7 +13,6 @@ import (
 
 	"blitiri.com.ar/go/chasquid/test/fault"
 	"blitiri.com.ar/go/chasquid/test/harness"
-	"blitiri.com.ar/go/chasquid/test/patience"
 )
 
 // manager is systemd's end of the notify socket.
@@ -95,7 +94,7 @@ func TestNotify(t *testing.T) {
 func TestHungFlush(t *testing.T) {
 	m, path := newManager(t)
 	hang := filepath.Join(t.TempDir(), "hang")
-	every := patience.Limit(100 * time.Millisecond)
+	const every = 500 * time.Millisecond
 	s := newSite(t, harness.Options{Env: []string{"NOTIFY_SOCKET=" + path, fmt.Sprintf("WATCHDOG_USEC=%d", every.Microseconds())},
 		Args: []string{"-testing__flush_hang=" + hang}})
 	s.Start()
