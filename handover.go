@@ -86,6 +86,7 @@ func (s *server) handOver(ctx context.Context) (next *handover.Successor, paused
 // giveQueue lets running deliveries finish, stops taking mail and gives the queue away. It takes everything back if that fails.
 func (s *server) giveQueue(ctx context.Context, next *handover.Successor, sockets *handover.Sockets) (paused time.Duration, err error) {
 	s.up.giving.Store(true)
+	release := s.reload.Hold() // it might open listeners
 	s.run.delivering.stop()
 	start := time.Now()
 	s.listeners.Close()
@@ -102,7 +103,9 @@ func (s *server) giveQueue(ctx context.Context, next *handover.Successor, socket
 		return time.Since(start), nil
 	}
 	next.Kill()
-	return 0, errors.Join(err, s.takeBack(given, sockets))
+	err = errors.Join(err, s.takeBack(given, sockets))
+	release()
+	return 0, err
 }
 
 // give closes the queue, and returns when the successor serves.

@@ -64,7 +64,7 @@ type upgrades struct {
 	opened []*listen.Listener
 	pages  net.Listener // served, too
 
-	mu     sync.Mutex // held during an upgrade, and for good when there can be none any more
+	mu     sync.Mutex  // held during an upgrade, and for good when there can be none any more
 	giving atomic.Bool // the queue is being given away, or was
 	next   *handover.Successor
 	relay  *handover.Relay

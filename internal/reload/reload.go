@@ -79,6 +79,7 @@ type Runner struct {
 	metrics *metrics
 
 	running sync.Mutex
+	held    bool                // no reload is to run
 	told    map[string][]string // by step: what was logged of it and still holds
 	bad     map[string]bool     // by step: it failed the last time
 
@@ -108,10 +109,27 @@ func (r *Runner) Run(ctx context.Context) {
 	}
 }
 
+// ErrHeld is what Now returns when reloads are held.
+var ErrHeld = errors.New("the server is being upgraded: the new process reads everything anyway")
+
+// Hold keeps reloads from running until release is called. One that runs ends first.
+func (r *Runner) Hold() (release func()) {
+	set := func(held bool) {
+		r.running.Lock()
+		defer r.running.Unlock()
+		r.held = held
+	}
+	set(true)
+	return func() { set(false) }
+}
+
 // Now reloads and returns the failures, joined.
 func (r *Runner) Now(ctx context.Context, why Trigger) error {
 	r.running.Lock()
 	defer r.running.Unlock()
+	if r.held {
+		return ErrHeld
+	}
 	ctx, span := trace.Start(ctx, trace.Reload, string(why))
 	defer span.Finish()
 	start := time.Now()

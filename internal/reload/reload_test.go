@@ -103,3 +103,20 @@ func TestLogsOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestHold: while reloads are held none runs, and one that runs ends first.
+func TestHold(t *testing.T) {
+	ran := 0
+	r := New(Config{Steps: []Step{{"step", func(context.Context) ([]string, error) {
+		ran++
+		return nil, nil
+	}}}})
+	release := r.Hold()
+	if err := r.Now(t.Context(), Signal); !errors.Is(err, ErrHeld) || ran != 0 {
+		t.Errorf("%v, ran %d times", err, ran)
+	}
+	release()
+	if err := r.Now(t.Context(), Signal); err != nil || ran != 1 {
+		t.Errorf("%v, ran %d times", err, ran)
+	}
+}

@@ -109,6 +109,7 @@ type Options struct {
 	DataDir string            // instead of one below the configuration directory
 	Binary  string            // the program to run, instead of one built from the sources
 	LogFile string            // where the server writes: a file, so that processes that succeed the first one write there too
+	Files   []*os.File        // inherited by the server, from descriptor 3 on
 	Wrap    []string          // a program and its arguments that runs the server, such as strace
 	Local   string            // the lines about local delivery, instead of one for Maildirs below the configuration directory
 	Certs   map[string]string // name of a directory below certs/ and the host name in it; default: mail.example.test
@@ -311,6 +312,7 @@ func (s *Server) Launch() error {
 	args = append(args, s.opts.Args...)
 	s.cmd = exec.Command(args[0], args[1:]...)
 	s.cmd.Env = append(os.Environ(), s.opts.Env...)
+	s.cmd.ExtraFiles = s.opts.Files
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
 	if s.opts.LogFile != "" {
 		f, err := os.OpenFile(s.opts.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

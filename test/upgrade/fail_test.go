@@ -41,7 +41,7 @@ func TestCannotStart(t *testing.T) {
 	defer blocker.Close()
 	changed := func(old, new string) func() {
 		return func() {
-			s.install("v2")
+			s.install(v2)
 			s.WriteFile("chasquid.conf", strings.Replace(string(conf), old, new, 1))
 		}
 	}
@@ -58,7 +58,7 @@ func TestCannotStart(t *testing.T) {
 		{"bad configuration", changed("hostname", "hostnam"), []string{"chasquid.conf", "line 1", "hostnam"}},
 		{"address in use", changed("127.0.0.1:"+port(s.Submission), "127.0.0.1:"+taken), []string{"address already in use", "another program listens there"}},
 		{"unreadable certificates", func() {
-			s.install("v2")
+			s.install(v2)
 			if err := os.Rename(filepath.Join(s.Dir, "certs"), filepath.Join(s.Dir, "gone")); err != nil {
 				t.Fatal(err)
 			}
@@ -94,9 +94,9 @@ func TestCannotStart(t *testing.T) {
 		t.Errorf("%v failed upgrades counted", n)
 	}
 	// Now it works, by signal this time; and what failed before is still counted.
-	s.install("v2")
+	s.install(v2)
 	s.Signal(syscall.SIGUSR2)
-	harness.WaitFor(t, patient, "version 2", func() bool { return strings.Contains(s.Get("/?format=text"), "chasquid v2 on") })
+	harness.WaitFor(t, patient, "version 2", func() bool { return strings.Contains(s.Get("/?format=text"), "chasquid "+v2+" on") })
 	m := s.Metrics()
 	if m[`chasquid_upgrades_total{result="failed"}`] != 8 || m[`chasquid_upgrades_total{result="ok"}`] != 1 {
 		t.Errorf("counted: %v failed, %v ok", m[`chasquid_upgrades_total{result="failed"}`], m[`chasquid_upgrades_total{result="ok"}`])
@@ -112,7 +112,7 @@ func TestCannotStart(t *testing.T) {
 func TestUpgradeWhileStopping(t *testing.T) {
 	s := newSite(t, harness.Options{})
 	s.Start()
-	s.install("v2")
+	s.install(v2)
 	r, out, exit := s.upgrade()
 	if exit != 0 {
 		t.Fatal(out)

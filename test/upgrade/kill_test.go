@@ -38,7 +38,7 @@ var steps = []struct {
 // of the two can go on serving it does.
 func TestKilledAtEachStep(t *testing.T) {
 	s := newSite(t, harness.Options{Conf: "timeouts: { drain: \"5s\" }\n"})
-	s.install("v1")
+	s.install(v1)
 	for range 2 {
 		s.flow(fault.Client{Addr: s.SMTP, PerSession: 1, Pause: pause})
 		s.flow(fault.Client{Addr: s.SMTP, PerSession: 100, Pause: pause})
@@ -83,7 +83,7 @@ func TestKilledAtEachStep(t *testing.T) {
 
 // upgradeAnyway asks for an upgrade and does not mind what comes of it.
 func (s *site) upgradeAnyway() {
-	cmd := exec.Command(build(s.t, "v1"), "upgrade", "-C", s.Dir)
+	cmd := exec.Command(build(s.t, v1), "upgrade", "-C", s.Dir)
 	out, _ := cmd.CombinedOutput()
 	s.t.Logf("%s", out)
 }

@@ -102,7 +102,7 @@ func TestOpenTransactions(t *testing.T) {
 		opens = append(opens, open{c, fmt.Sprintf("BDAT %d LAST\r\n%s", len(body), body), ""})
 	}
 	idle := dial(t, s.SMTP)
-	for _, version := range []string{"v2", "v1"} {
+	for _, version := range []string{v2, v1} {
 		s.install(version)
 		if r, out, exit := s.upgrade(); exit != 0 || r.To != version {
 			t.Fatalf("exit %d: %s", exit, out)

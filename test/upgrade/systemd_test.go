@@ -71,7 +71,7 @@ func TestNotify(t *testing.T) {
 		t.Errorf("systemd needs the time of the reload: %q", got)
 	}
 	m.want("READY=1")
-	s.install("v2")
+	s.install(v2)
 	r, out, exit := s.upgrade()
 	if exit != 0 {
 		t.Fatal(out)
@@ -88,6 +88,32 @@ func TestNotify(t *testing.T) {
 	syscall.Kill(r.PID, syscall.SIGTERM)
 	m.want("STOPPING=1")
 	harness.WaitFor(t, patient, "the end", func() bool { return !alive(r.PID) })
+}
+
+// TestSystemdSockets: sockets that systemd passed are handed on, and stay those of their role.
+func TestSystemdSockets(t *testing.T) {
+	l := listenOn(t, "127.0.0.1:0")
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s := newSite(t, harness.Options{Conf: "submission_address: \"systemd\"\n", Files: []*os.File{f},
+		Wrap: []string{"/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=submission exec "$@"`, "sh"}})
+	s.Start()
+	for _, version := range []string{v2, v1} {
+		s.install(version)
+		if r, out, exit := s.upgrade(); exit != 0 || r.To != version {
+			t.Fatalf("exit %d: %s", exit, out)
+		}
+		c := dial(t, l.Addr().String())
+		c.say("MAIL FROM:<user@example.test>", "530") // as on every submission port: log in first
+		c.say("QUIT", "221")
+	}
+	if n := strings.Count(s.Log(), l.Addr().String()+" (submission, via systemd)"); n != 3 {
+		t.Errorf("%d of 3 processes know that the socket is systemd's", n)
+	}
 }
 
 // TestHungFlush: when the disk hangs, the watchdog starves, and the log says why; when it goes on, so do the pings.
