@@ -1,6 +1,7 @@
 package upgrade
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -126,5 +127,31 @@ func TestUpgradeWhileStopping(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	if left := s.whoServes(); len(left) > 0 {
 		t.Errorf("%v are left", left)
+	}
+}
+
+// TestStopDuringUpgrade stops the server while an upgrade waits for a delivery that hangs: both processes end, and the message stays.
+func TestStopDuringUpgrade(t *testing.T) {
+	hung := listenOn(t, "127.0.0.1:0") // accepts, in the kernel, and says nothing
+	defer hung.Close()
+	s := newSite(t, harness.Options{Conf: fmt.Sprintf("timeouts: { drain: \"1s\" }\nroute: { domain: \"slow.test\" via: %q }\n", hung.Addr())})
+	s.Start()
+	c := dial(t, s.SMTP)
+	c.say("MAIL FROM:<a@[127.0.0.1]>", "250")
+	c.say("RCPT TO:<slow@example.test>", "250")
+	c.say("DATA", "354")
+	c.say("Subject: slow\r\n\r\nslow\r\n.", "250")
+	harness.WaitFor(t, patient, "the delivery", func() bool { return s.Metrics()[`chasquid_delivery_in_flight{type="forward"}`] == 1 })
+	s.install(v2)
+	s.Signal(syscall.SIGUSR2)
+	harness.WaitFor(t, patient, "the upgrade", func() bool { return strings.Contains(s.Log(), "waiting up to 1s for 1 running deliveries") })
+	s.Signal(syscall.SIGTERM)
+	if err := s.WaitExit(patient); err != nil {
+		t.Errorf("the old process ended with %v", err)
+	}
+	harness.WaitFor(t, patient, "the end of all", func() bool { return len(s.whoServes()) == 0 })
+	s.Start()
+	if n := s.Metrics()[`chasquid_queue_items{state="waiting"}`] + s.Metrics()[`chasquid_queue_items{state="sending"}`]; n != 1 {
+		t.Errorf("%v messages are in the queue", n)
 	}
 }

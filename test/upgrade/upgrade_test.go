@@ -99,7 +99,7 @@ func newSite(t testing.TB, o harness.Options) *site {
 	s.install(v1)
 	o.Binary, o.LogFile = s.program, filepath.Join(dir, "log")
 	o.Conf += fmt.Sprintf("route: { domain: \"sink.test\" via: %q }\n", sink.Addr())
-	o.Domains = map[string]harness.Domain{"example.test": {Users: map[string]string{"user": "secret", "other": "secret"}, Aliases: "away: someone@sink.test\n"}}
+	o.Domains = map[string]harness.Domain{"example.test": {Users: map[string]string{"user": "secret", "other": "secret"}, Aliases: "away: someone@sink.test\nslow: someone@slow.test\n"}}
 	s.Server = harness.New(t, o)
 	t.Cleanup(s.end)
 	return s
