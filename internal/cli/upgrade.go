@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/control"
 	"blitiri.com.ar/go/chasquid/internal/opctl"
 )
 
@@ -22,7 +24,12 @@ func upgradeCommand() *command {
 					return err
 				}
 				var u opctl.Upgraded
-				if err := c.ask(operationTimeout, opctl.Upgrade, nil, &u); err != nil {
+				err := c.ask(operationTimeout, opctl.Upgrade, nil, &u)
+				var remote control.RemoteError
+				if errors.As(err, &remote) && remote == "unknown method" {
+					return errors.New("the running server is of a version that cannot hand over; restart it instead")
+				}
+				if err != nil {
 					return err
 				}
 				if *asJSON {

@@ -775,7 +775,7 @@ type Timeouts struct {
 	LocalDelivery string `protobuf:"bytes,6,opt,name=local_delivery,json=localDelivery,proto3" json:"local_delivery,omitempty"`
 	// Connecting to another server, for each address tried.
 	Dial string `protobuf:"bytes,7,opt,name=dial,proto3" json:"dial,omitempty"`
-	// Wait for the sessions and deliveries under way when the server stops.
+	// Wait for the sessions and deliveries under way when the server stops, or is upgraded.
 	Drain         string `protobuf:"bytes,8,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

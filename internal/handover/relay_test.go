@@ -72,7 +72,7 @@ func full() *mail.Envelope {
 	return &mail.Envelope{From: address.Address{Local: "a\xff", Domain: "ä.example"}, Params: smtp.Params{{Keyword: "RET", Value: "HDRS", HasValue: true}},
 		Rcpts: []mail.Recipient{{Kind: mail.Email, To: address.Address{Local: "b", Domain: "example.test"}, Orig: address.Address{Local: "b+x", Domain: "example.test"},
 			Detail: "x", Command: "c", Via: []string{"v"}, Params: smtp.Params{{Keyword: "NOTIFY", Value: "NEVER", HasValue: true}}, NotBefore: at, GiveUp: at.Add(time.Hour)}},
-		Arrived: at, Trace: trace.NewID(), Client: "192.0.2.1:25", Auth: "u@example.test", Source: mail.FromSubmission, MessageID: "m\xfe@x", UTF8: true, Body: mail.BodyBinary}
+		Arrived: at, Trace: trace.NewID(), Client: "192.0.2.1:25", Auth: "u@example.test", Source: mail.FromSubmission, MessageID: "m\xfe@x", UTF8: true, Body: mail.BodyBinary, LongLines: true}
 }
 
 // TestEnvelope: everything that an envelope says arrives, so that a message is the same whichever process received it.
