@@ -22,7 +22,7 @@ const diskHold = 3 * time.Second
 func (s *server) healthChecks() []monitoring.Check {
 	checks := []monitoring.Check{
 		{Name: "listeners", Run: func(context.Context) error {
-			if len(s.smtp.Listeners()) == 0 {
+			if len(s.smtp.Listeners()) == 0 && !s.up.giving.Load() {
 				return errors.New("no SMTP listener is open: set smtp_address, and look for errors of listening in the log")
 			}
 			return nil
@@ -54,7 +54,7 @@ func (s *server) queuePath() string { return filepath.Join(s.conf.GetDataDir(), 
 // checkQueueDir fails while the disk of the queue does.
 func (s *server) checkQueueDir(context.Context) error {
 	err := s.store.Load().Err()
-	if err == nil || errors.Is(err, queue.ErrFull) {
+	if err == nil || errors.Is(err, queue.ErrFull) || s.up.giving.Load() { // an upgrade closes it, and mail waits
 		return nil
 	}
 	return fmt.Errorf("the disk of the queue, in %s, fails: %w: look at the kernel's log, repair or replace the disk, then restart", s.queuePath(), err)
