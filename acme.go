@@ -2,124 +2,105 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
-	"blitiri.com.ar/go/log"
-	"golang.org/x/crypto/acme"
-	"golang.org/x/crypto/acme/autocert"
+	"blitiri.com.ar/go/chasquid/internal/acmecert"
+	"blitiri.com.ar/go/chasquid/internal/domains"
+	"blitiri.com.ar/go/chasquid/internal/monitoring"
 )
 
-// certificates gets and renews certificates from an ACME authority (RFC 8555), for the host names in the settings.
-type certificates struct {
-	manager *autocert.Manager
-	address string // where http-01 challenges are answered
-	names   []string
-	l       net.Listener // at address
-}
+// acmeDir is where certificates of an ACME authority are kept, below the data directory.
+const acmeDir = "acme"
 
-// Limits of the server that answers challenges.
-const (
-	challengeTimeout = 10 * time.Second
-	firstAttempt     = time.Minute // how long a name's certificate may take at the start
-)
+// certificateWarning is how long before its end a certificate counts as missing if it could not be renewed.
+const certificateWarning = time.Hour
 
-// makeCertificates prepares the client; nothing is asked of the authority yet.
+// acmeName stands before the names of such certificates on pages and in metrics, where certs/ may have one of the same name.
+const acmeName = "acme/"
+
+// makeCertificates loads what was got by ACME before; nothing is asked of the authority yet. Without the acme setting it has no names,
+// and does nothing.
 func (s *server) makeCertificates(context.Context) error {
-	conf := s.conf.ACME
-	if conf == nil {
-		return nil
-	}
-	client := &acme.Client{DirectoryURL: conf.DirectoryURL, UserAgent: "chasquid"}
-	if conf.CAFile != "" {
-		pem, err := os.ReadFile(conf.CAFile)
+	cfg := acmecert.Config{Metrics: s.reg}
+	if conf := s.conf.ACME; conf != nil {
+		roots, err := acmeRoots(conf.CAFile)
 		if err != nil {
-			return fmt.Errorf("acme ca_file: %w", err)
+			return err
 		}
-		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM(pem) {
-			return fmt.Errorf("acme ca_file %s: no certificate in it", conf.CAFile)
-		}
-		client.HTTPClient = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+		cfg.Dir = filepath.Join(s.conf.GetDataDir(), acmeDir)
+		cfg.Names, cfg.Email, cfg.DirectoryURL, cfg.Roots = conf.Hostnames, conf.Email, conf.DirectoryURL, roots
+		cfg.Challenge, cfg.Address, cfg.KeyID, cfg.MACKey = acmecert.Challenge(conf.Challenge), conf.Address, conf.KeyID, conf.MACKey
+		cfg.Covered = func(name string) bool { return s.domains.Current().HasOwnCert(name, time.Now()) }
+		cfg.Changed = s.takeCertificates
 	}
-	s.certs = &certificates{address: conf.HTTPAddress, names: conf.Hostnames, manager: &autocert.Manager{Prompt: autocert.AcceptTOS, Email: conf.Email,
-		Cache: autocert.DirCache(filepath.Join(s.conf.GetDataDir(), "acme")), HostPolicy: autocert.HostWhitelist(conf.Hostnames...), Client: client}}
-	return nil
+	var err error
+	s.certs, err = acmecert.New(cfg)
+	return err
 }
 
-// get is asked for a certificate when certs/ has none for the name.
-func (c *certificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if hello.ServerName == "" && len(c.names) > 0 {
-		copied := *hello
-		copied.ServerName = c.names[0]
-		hello = &copied
+// acmeRoots are those to trust as the authority's server; nil: the system's.
+func acmeRoots(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
 	}
-	return c.manager.GetCertificate(hello)
-}
-
-// bind opens the listener for challenges, if it is not open yet.
-func (c *certificates) bind(inherited func(key string) ([]net.Listener, error)) error {
-	if c.l != nil {
-		return nil
-	}
-	ls, err := inherited(challengeKey(c.address))
-	if err == nil && len(ls) == 0 {
-		var l net.Listener
-		l, err = net.Listen("tcp", c.address)
-		ls = []net.Listener{l}
-	}
+	pem, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("acme http_address: %w (challenges cannot be answered without it)", err)
+		return nil, fmt.Errorf("acme.ca_file: %w", err)
 	}
-	c.l = ls[0]
-	return nil
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, &problem{fmt.Sprintf("acme.ca_file: there is no certificate in %s", file), "name a file with certificates in PEM format, or remove the setting"}
+	}
+	return pool, nil
 }
 
-// run answers challenges until ctx ends, and gets the certificates at once, so that the first client does not wait for them.
-func (c *certificates) run(ctx context.Context) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	srv := &http.Server{Handler: c.manager.HTTPHandler(http.NotFoundHandler()), ReadTimeout: challengeTimeout, WriteTimeout: challengeTimeout}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	wg.Go(func() {
-		defer stop()
-		if err := srv.Serve(c.l); !errors.Is(err, http.ErrServerClosed) {
-			log.Errorf("acme: answering challenges: %v", err)
+// takeCertificates puts the authority's certificates in force.
+func (s *server) takeCertificates(list []acmecert.Certificate) {
+	var extra []*domains.Cert
+	for _, c := range list {
+		extra = append(extra, domains.MakeCert(acmeName+c.Name, c.Path, *c.TLS))
+	}
+	s.domains.SetExtra(extra)
+}
+
+// hasCertificate reports whether TLS can be offered: without the acme setting there always is a certificate.
+func (s *server) hasCertificate() bool { return len(s.domains.Current().Certs) > 0 }
+
+// missingCertificates are the names for which clients get no valid certificate, each with why and what to do.
+func (s *server) missingCertificates() (errs []error) {
+	for _, c := range s.certs.Status() {
+		switch {
+		case c.Covered || time.Until(c.NotAfter) > certificateWarning:
+		case c.Err != nil:
+			errs = append(errs, fmt.Errorf("%w%s; next attempt %s", c.Err, remedy(c.Err), c.Next.UTC().Format(time.DateTime)))
+		case c.NotAfter.IsZero():
+			errs = append(errs, fmt.Errorf("there is no certificate for %s yet: the authority is being asked", c.Name))
 		}
-	})
-	wg.Go(func() {
-		for _, name := range c.names {
-			ctx, cancel := context.WithTimeout(ctx, firstAttempt)
-			if err := c.first(ctx, name); err != nil {
-				log.Errorf("acme: no certificate for %s yet: %v (it is tried again when a client asks for it)", name, err)
-			} else {
-				log.Infof("acme: there is a certificate for %s", name)
+	}
+	return errs
+}
+
+// renewals is what the pages show of the authority's certificates.
+func (s *server) renewals() []monitoring.Renewal {
+	var list []monitoring.Renewal
+	for _, c := range s.certs.Status() {
+		r := monitoring.Renewal{Name: c.Name, NotAfter: c.NotAfter, Covered: c.Covered, Next: c.Next, Since: c.Since, Failures: c.Failures}
+		if c.Err != nil {
+			r.Error = c.Err.Error()
+			var fix interface{ Remedy() string }
+			if errors.As(c.Err, &fix) {
+				r.Remedy = fix.Remedy()
 			}
-			cancel()
 		}
-	})
-}
-
-// first gets a certificate as a client that asks for it would.
-func (c *certificates) first(ctx context.Context, name string) error {
-	done := make(chan error, 1)
-	go func() {
-		_, err := c.manager.GetCertificate(&tls.ClientHelloInfo{ServerName: name, SupportedVersions: []uint16{tls.VersionTLS13},
-			CipherSuites: []uint16{tls.TLS_AES_128_GCM_SHA256}, SignatureSchemes: []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256}})
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
+		list = append(list, r)
 	}
+	return list
 }

@@ -15,13 +15,11 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/spf"
 )
 
-// tlsForClients gives the SMTP server the certificates of the present domains.
+// tlsForClients gives the SMTP server the certificates there are at the time.
 func (s *server) tlsForClients(cfg *smtpsrv.Config) {
-	c := s.domains.TLSConfig(nil)
-	if s.certs != nil {
-		c = s.domains.TLSConfig(s.certs.get)
-	}
+	c := s.domains.TLSConfig()
 	cfg.TLS = func(*tls.ClientHelloInfo) (*tls.Config, error) { return c, nil }
+	cfg.TLSReady = s.hasCertificate
 }
 
 // checks gives the SMTP server its checks, in the order in which they run: what is cheap and final first, what others build on before
@@ -42,7 +40,7 @@ func (s *server) checks(cfg *smtpsrv.Config) error {
 	cfg.MailChecks = []policy.MailCheck{
 		sender,
 		policy.NewSPF(spf.New(spf.Config{Resolver: s.dns, Metrics: s.reg})),
-		policy.NewLevel(&s.up.levels, s.reg),
+		policy.NewLevel(&s.up.levels, s.hasCertificate, s.reg),
 		s.rate,
 	}
 	cfg.RcptChecks = []policy.RcptCheck{recipient, s.rate}

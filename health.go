@@ -76,7 +76,7 @@ func (s *server) checkQueueSpace(context.Context) error {
 	return nil
 }
 
-// checkCertificates fails when one in use has expired.
+// checkCertificates fails when one in use has expired, or one that ACME shall get is not there.
 func (s *server) checkCertificates(context.Context) error {
 	var errs []error
 	for _, c := range s.domains.Current().Certs {
@@ -84,7 +84,7 @@ func (s *server) checkCertificates(context.Context) error {
 			errs = append(errs, fmt.Errorf("the certificate in %s expired on %s UTC: renew it, and the new one is loaded by itself", c.Dir, c.NotAfter.UTC().Format(time.DateTime)))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.missingCertificates()...)...)
 }
 
 // checkReload fails when the last reload did; what was loaded before is in use.

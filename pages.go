@@ -192,6 +192,7 @@ func (s *server) status() monitoring.Status {
 		st.Certificates = append(st.Certificates, monitoring.CertificateStatus{Name: c.Name, Names: c.Names, NotBefore: c.NotBefore,
 			NotAfter: c.NotAfter, Issuer: c.Leaf.Issuer.CommonName, Key: c.Leaf.PublicKeyAlgorithm.String()})
 	}
+	st.Renewals = s.renewals()
 	last := s.reload.Last()
 	st.ReloadAt = last.At
 	for _, e := range last.Errors {

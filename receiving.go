@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/aliases"
@@ -99,7 +100,7 @@ func (s *server) makeReceiving(ctx context.Context) error {
 		MaxReceived: int(conf.GetMaxReceivedHeaders()), MaxConns: int(conf.GetMaxConnections()), MaxConnsPerIP: int(conf.GetMaxConnectionsPerIp()),
 		CommandTimeout: conf.Time.Command, DataTimeout: conf.Time.Data, SessionTimeout: conf.Time.Session,
 		OwnName: func(host string) bool {
-			return s.domains.Current().IsLocal(host) || s.domains.Current().HasCert(host, s.started)
+			return s.domains.Current().IsLocal(host) || s.domains.Current().HasCert(host, time.Now())
 		},
 		Auth: s.auth, Intake: s.intake, Observer: s.observer, Metrics: s.reg}
 	if s.flags.maxReceived > 0 {

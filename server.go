@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/acmecert"
 	"blitiri.com.ar/go/chasquid/internal/aliases"
 	"blitiri.com.ar/go/chasquid/internal/auth"
 	"blitiri.com.ar/go/chasquid/internal/auth/dovecot"
@@ -68,7 +69,7 @@ type server struct {
 	reload    *reload.Runner
 	dovecot   *dovecot.Client // nil: not used
 	signer    *dkim.Signer
-	certs     *certificates // nil: only those of certs/
+	certs     *acmecert.Manager // has no names without the acme setting
 	levels    *domaininfo.DB
 	sts       *sts.Cache
 	dane      *dane.Source
@@ -246,11 +247,7 @@ func (s *server) startAll(ctx context.Context) error {
 		return err
 	}
 	r.delivering.start(r.base, s.deliver)
-	err := s.listen(r.base)
-	if err == nil && s.certs != nil {
-		err = s.certs.bind(s.inherited)
-	}
-	if err != nil {
+	if err := s.listen(r.base); err != nil {
 		return err
 	}
 	r.living.start(r.base, tuneGC)
@@ -325,9 +322,7 @@ func (s *server) tend() {
 	if s.reports != nil {
 		fs = append(fs, s.reports.Run)
 	}
-	if s.certs != nil {
-		fs = append(fs, s.certs.run)
-	}
+	fs = append(fs, s.certs.Run)
 	s.run.tending.start(s.run.base, fs...)
 }
 
@@ -403,6 +398,7 @@ func (s *server) hangup(ctx context.Context) {
 	if err := s.maillog.Reopen(); err != nil {
 		log.Errorf("reopening the mail log: %v", err)
 	}
+	s.certs.Retry()
 	s.supervisor.Reloading()
 	defer s.supervisor.Ready("serving")
 	if err := s.levels.Reload(ctx); err != nil {

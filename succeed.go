@@ -22,9 +22,6 @@ func (s *server) takeOver(ctx context.Context) error {
 		return nil
 	}
 	err := errors.Join(s.openListeners(ctx), s.openMonitoring())
-	if s.certs != nil {
-		err = errors.Join(err, s.certs.bind(s.inherited))
-	}
 	if err != nil {
 		return err
 	}

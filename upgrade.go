@@ -110,7 +110,6 @@ func (u *upgrades) succeeded() *monitoring.Succession {
 // Names of sockets that are not listeners for mail.
 func monitoringKey(addr string) string { return "monitoring " + addr }
 func controlKey(path string) string    { return "control " + path }
-func challengeKey(addr string) string  { return "acme " + addr }
 
 // inherited hands out the sockets that the process before this one had.
 func (s *server) inherited(key string) ([]net.Listener, error) {
@@ -137,9 +136,6 @@ func (s *server) socketsForNext() (*handover.Sockets, error) {
 	}
 	if s.up.pages != nil {
 		errs = append(errs, all.Add(monitoringKey(s.conf.GetMonitoringAddress()), s.up.pages))
-	}
-	if s.certs != nil {
-		errs = append(errs, all.Add(challengeKey(s.certs.address), s.certs.l))
 	}
 	errs = append(errs, all.Add(controlKey(s.control.Path()), s.control.Socket()))
 	if err := errors.Join(errs...); err != nil {

@@ -2,12 +2,15 @@ package config
 
 import (
 	"bufio"
+	"cmp"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -221,27 +224,23 @@ func (k *checker) acme() {
 	if k.Acme == nil {
 		return
 	}
-	a := &ACMEConfig{Email: k.Acme.Email, DirectoryURL: k.Acme.DirectoryUrl, HTTPAddress: k.Acme.HttpAddress,
-		CAFile: k.Path(k.Acme.CaFile), Hostnames: k.Acme.Hostname}
-	if a.DirectoryURL == "" {
-		a.DirectoryURL = "https://acme-v02.api.letsencrypt.org/directory"
-	} else if u, err := url.Parse(a.DirectoryURL); err != nil || u.Scheme != "https" || u.Host == "" {
+	a := &ACMEConfig{Email: k.Acme.Email, DirectoryURL: cmp.Or(k.Acme.DirectoryUrl, "https://acme-v02.api.letsencrypt.org/directory"),
+		CAFile: k.Path(k.Acme.CaFile), Challenge: cmp.Or(k.Acme.Challenge, "http-01")}
+	if u, err := url.Parse(a.DirectoryURL); err != nil || u.Scheme != "https" || u.Host == "" {
 		k.bad("acme.directory_url", a.DirectoryURL, "not an https URL", "write the directory URL that the authority documents")
 	}
-	if a.HTTPAddress == "" {
-		a.HTTPAddress = ":80"
+	k.oneOf("acme.challenge", a.Challenge, "http-01", "tls-alpn-01")
+	http, tls := cmp.Or(k.Acme.HttpAddress, ":80"), cmp.Or(k.Acme.TlsAlpnAddress, ":443")
+	if err := checkHostPort(http); err != nil {
+		k.bad("acme.http_address", http, err.Error(), `write ":80"`)
 	}
-	if err := checkHostPort(a.HTTPAddress); err != nil {
-		k.bad("acme.http_address", a.HTTPAddress, err.Error(), `write ":80"`)
+	if err := checkHostPort(tls); err != nil {
+		k.bad("acme.tls_alpn_address", tls, err.Error(), `write ":443"`)
 	}
-	if len(a.Hostnames) == 0 {
-		a.Hostnames = []string{k.Hostname}
+	if a.Address = http; a.Challenge == "tls-alpn-01" {
+		a.Address = tls
 	}
-	for _, h := range a.Hostnames {
-		if !isHostName(h) || !strings.Contains(h, ".") {
-			k.bad("acme.hostname", h, "no authority certifies such a name", `write full public names, such as "mail.example.org"`)
-		}
-	}
+	k.acmeNames(a)
 	if a.Email != "" && !isMailbox(a.Email) {
 		k.bad("acme.email", a.Email, "not a mail address", `write "postmaster@example.org"`)
 	}
@@ -250,7 +249,46 @@ func (k *checker) acme() {
 			k.bad("acme.ca_file", k.Acme.CaFile, err.Error(), "make the file, correct its path, or remove the setting")
 		}
 	}
+	k.acmeAccount(a)
 	k.ACME = a
+}
+
+// acmeNames takes the names to get certificates for, in the form certificates have them.
+func (k *checker) acmeNames(a *ACMEConfig) {
+	names := k.Acme.Hostname
+	if len(names) == 0 {
+		names = []string{k.Hostname}
+	}
+	for _, h := range names {
+		ascii, err := idna.Lookup.ToASCII(strings.TrimSuffix(h, "."))
+		switch {
+		case strings.HasPrefix(h, "*."):
+			k.bad("acme.hostname", h, "wildcards need a challenge by DNS, which is not there", "write the names one by one")
+		case err != nil || !isHostName(ascii) || !strings.Contains(ascii, ".") || net.ParseIP(ascii) != nil:
+			k.bad("acme.hostname", h, "no authority certifies such a name", `write full public names, such as "mail.example.org"`)
+		case !slices.Contains(a.Hostnames, ascii):
+			a.Hostnames = append(a.Hostnames, ascii)
+		}
+	}
+}
+
+// acmeAccount reads the key of an external account (RFC 8555 section 7.3.4).
+func (k *checker) acmeAccount(a *ACMEConfig) {
+	a.KeyID = k.Acme.EabKeyId
+	switch {
+	case a.KeyID == "" && k.Acme.EabKeyFile == "":
+	case a.KeyID == "":
+		k.bad("acme.eab_key_id", "", "a key without its id", "write the id that the authority gave with the key")
+	case k.Acme.EabKeyFile == "":
+		k.bad("acme.eab_key_file", "", "an id without its key", "write the key into a file and name the file here")
+	default:
+		text := k.readPassword("acme.eab_key_file", k.Acme.EabKeyFile)
+		key, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(strings.NewReplacer("+", "-", "/", "_").Replace(text), "="))
+		if text != "" && (err != nil || len(key) == 0) {
+			k.bad("acme.eab_key_file", k.Acme.EabKeyFile, "its first line is not a key in base64url form", "copy the HMAC key from the authority's pages")
+		}
+		a.MACKey = key
+	}
 }
 
 // readPassword reads the first line of a password file.

@@ -83,8 +83,11 @@ type DomainRoute struct {
 
 // ACMEConfig are the acme settings with their defaults filled in.
 type ACMEConfig struct {
-	Email, DirectoryURL, HTTPAddress, CAFile string
-	Hostnames                                []string
+	Email, DirectoryURL, CAFile string
+	Hostnames                   []string // in ASCII form, lower case
+	Challenge, Address          string   // kind of challenge, and where it is answered
+	KeyID                       string   // of an external account; empty: none
+	MACKey                      []byte
 }
 
 // Default returns the built-in settings. The host name is left empty: Load asks the operating system.

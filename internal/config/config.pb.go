@@ -684,11 +684,22 @@ type ACME struct {
 	// Names to get certificates for.
 	// Default: hostname
 	Hostname []string `protobuf:"bytes,3,rep,name=hostname,proto3" json:"hostname,omitempty"`
-	// Address to answer http-01 challenges on.
+	// Address to answer http-01 challenges on. It is listened on only while a challenge waits for its answer. The authority asks
+	// on port 80: with another port here, something has to forward to it.
 	// Default: ":80"
 	HttpAddress string `protobuf:"bytes,4,opt,name=http_address,json=httpAddress,proto3" json:"http_address,omitempty"`
 	// Extra root certificates (PEM file) to trust when talking to the authority. Empty: those of the system.
-	CaFile        string `protobuf:"bytes,5,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	CaFile string `protobuf:"bytes,5,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	// How the authority sees that the names lead here: "http-01" is a request to port 80, "tls-alpn-01" a handshake on port 443.
+	// Default: "http-01"
+	Challenge string `protobuf:"bytes,6,opt,name=challenge,proto3" json:"challenge,omitempty"`
+	// Address to answer tls-alpn-01 challenges on, as http_address is for the other kind. The authority asks on port 443.
+	// Default: ":443"
+	TlsAlpnAddress string `protobuf:"bytes,7,opt,name=tls_alpn_address,json=tlsAlpnAddress,proto3" json:"tls_alpn_address,omitempty"`
+	// Id of an account that one has with the authority by other means (external account binding). Empty: none is needed.
+	EabKeyId string `protobuf:"bytes,8,opt,name=eab_key_id,json=eabKeyId,proto3" json:"eab_key_id,omitempty"`
+	// File with the key of that account on its first line, in the base64url form in which authorities give it.
+	EabKeyFile    string `protobuf:"bytes,9,opt,name=eab_key_file,json=eabKeyFile,proto3" json:"eab_key_file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -754,6 +765,34 @@ func (x *ACME) GetHttpAddress() string {
 func (x *ACME) GetCaFile() string {
 	if x != nil {
 		return x.CaFile
+	}
+	return ""
+}
+
+func (x *ACME) GetChallenge() string {
+	if x != nil {
+		return x.Challenge
+	}
+	return ""
+}
+
+func (x *ACME) GetTlsAlpnAddress() string {
+	if x != nil {
+		return x.TlsAlpnAddress
+	}
+	return ""
+}
+
+func (x *ACME) GetEabKeyId() string {
+	if x != nil {
+		return x.EabKeyId
+	}
+	return ""
+}
+
+func (x *ACME) GetEabKeyFile() string {
+	if x != nil {
+		return x.EabKeyFile
 	}
 	return ""
 }
@@ -937,13 +976,19 @@ const file_config_proto_rawDesc = "" +
 	"\x05Route\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x10\n" +
 	"\x03via\x18\x02 \x01(\tR\x03via\x12#\n" +
-	"\rpassword_file\x18\x03 \x01(\tR\fpasswordFile\"\x99\x01\n" +
+	"\rpassword_file\x18\x03 \x01(\tR\fpasswordFile\"\xa1\x02\n" +
 	"\x04ACME\x12\x14\n" +
 	"\x05email\x18\x01 \x01(\tR\x05email\x12#\n" +
 	"\rdirectory_url\x18\x02 \x01(\tR\fdirectoryUrl\x12\x1a\n" +
 	"\bhostname\x18\x03 \x03(\tR\bhostname\x12!\n" +
 	"\fhttp_address\x18\x04 \x01(\tR\vhttpAddress\x12\x17\n" +
-	"\aca_file\x18\x05 \x01(\tR\x06caFile\"\xe8\x01\n" +
+	"\aca_file\x18\x05 \x01(\tR\x06caFile\x12\x1c\n" +
+	"\tchallenge\x18\x06 \x01(\tR\tchallenge\x12(\n" +
+	"\x10tls_alpn_address\x18\a \x01(\tR\x0etlsAlpnAddress\x12\x1c\n" +
+	"\n" +
+	"eab_key_id\x18\b \x01(\tR\beabKeyId\x12 \n" +
+	"\feab_key_file\x18\t \x01(\tR\n" +
+	"eabKeyFile\"\xe8\x01\n" +
 	"\bTimeouts\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\tR\x04data\x12\x18\n" +

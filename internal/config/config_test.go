@@ -235,7 +235,7 @@ acme {}
 		},
 		Outgoing: "[192.0.2.1 2001:db8::7]", DNS: "[127.0.0.1:53 [::1]:53 192.0.2.53:5353]",
 		Trusted: "[192.0.2.7/32 2001:db8:1::/48]",
-		ACME: &ACMEConfig{DirectoryURL: "https://acme-v02.api.letsencrypt.org/directory", HTTPAddress: ":80",
+		ACME: &ACMEConfig{DirectoryURL: "https://acme-v02.api.letsencrypt.org/directory", Challenge: "http-01", Address: ":80",
 			Hostnames: []string{"mail.example.org"}},
 	}
 	got := values{c.LocalMaildir, c.SRSSecretFile, c.Relay, c.Routes, sprint(c.OutgoingIPs), sprint(c.Resolvers),
@@ -248,6 +248,23 @@ acme {}
 	}
 	if strings.Contains(c.Text(), "s3cret") {
 		t.Error("the password is in the settings")
+	}
+}
+
+// TestACMESettings: names in the form of certificates, the address of the challenge that was chosen, and the key of the account.
+func TestACMESettings(t *testing.T) {
+	path := filepath.Join(t.TempDir(), FileName)
+	os.WriteFile(filepath.Join(filepath.Dir(path), "key"), []byte("zWNDZM6e+A/8\n"), 0o600)
+	os.WriteFile(path, []byte(`hostname: "mail.test"
+acme { hostname: ["Mail.Test", "mail.test.", "b\303\274cher.test"] challenge: "tls-alpn-01" tls_alpn_address: "127.0.0.1:8443" eab_key_id: "kid" eab_key_file: "key" }`), 0o600)
+	c, err := Load(path, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &ACMEConfig{DirectoryURL: "https://acme-v02.api.letsencrypt.org/directory", Challenge: "tls-alpn-01", Address: "127.0.0.1:8443",
+		Hostnames: []string{"mail.test", "xn--bcher-kva.test"}, KeyID: "kid", MACKey: []byte{0xcd, 0x63, 0x43, 0x64, 0xce, 0x9e, 0xf8, 0x0f, 0xfc}}
+	if d := cmp.Diff(want, c.ACME); d != "" {
+		t.Error(d)
 	}
 }
 

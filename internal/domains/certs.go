@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -113,11 +114,16 @@ func newCert(dir, name, chain, key string) (*Cert, error) {
 		}
 		return nil, e
 	}
-	c := &Cert{Name: name, Dir: dir, Leaf: pair.Leaf, NotBefore: pair.Leaf.NotBefore, NotAfter: pair.Leaf.NotAfter, tls: pair}
+	return MakeCert(name, dir, pair), nil
+}
+
+// MakeCert describes a certificate that comes from elsewhere; its Leaf is set. Name and path are for people and metrics.
+func MakeCert(name, path string, pair tls.Certificate) *Cert {
+	c := &Cert{Name: name, Dir: path, Leaf: pair.Leaf, NotBefore: pair.Leaf.NotBefore, NotAfter: pair.Leaf.NotAfter, tls: pair}
 	for _, n := range pair.Leaf.DNSNames {
 		c.Names = append(c.Names, strings.ToLower(n))
 	}
-	return c, nil
+	return c
 }
 
 // expirySoon is when an approaching expiry is worth a warning at start and reload.
@@ -160,51 +166,63 @@ func (ix certIndex) candidates(name string) []*Cert {
 
 // HasCert reports whether some certificate is for the host name and valid now.
 func (s *Snapshot) HasCert(host string, now time.Time) bool {
-	for _, c := range s.certs.candidates(host) {
-		if now.After(c.NotBefore) && now.Before(c.NotAfter) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.certs.candidates(host), func(c *Cert) bool { return c.valid(now) })
 }
 
+// HasOwnCert reports whether a certificate in certs/ is for the host name and valid now.
+func (s *Snapshot) HasOwnCert(host string, now time.Time) bool {
+	return slices.ContainsFunc(s.certs.candidates(host), func(c *Cert) bool { return c.valid(now) && s.rank(c) == 0 })
+}
+
+// rank puts the certificates of certs/ before others, whichever name of them matched.
+func (s *Snapshot) rank(c *Cert) int {
+	if slices.Contains(s.extra, c) {
+		return 1
+	}
+	return 0
+}
+
+func (c *Cert) valid(now time.Time) bool { return now.After(c.NotBefore) && now.Before(c.NotAfter) }
+
 // certificate selects by the name that the client asks for; clients that ask for none, or for one we do not have, get the first.
-func (s *Snapshot) certificate(hello *tls.ClientHelloInfo) (c *Cert, matched bool) {
+// What is not valid now is for when there is nothing better.
+func (s *Snapshot) certificate(hello *tls.ClientHelloInfo, now time.Time) *Cert {
 	list := s.certs.candidates(hello.ServerName)
-	for _, c := range list {
-		if hello.SupportsCertificate(&c.tls) == nil {
-			return c, true
+	if len(s.extra) > 0 && len(list) > 1 {
+		list = slices.Clone(list)
+		slices.SortStableFunc(list, func(a, b *Cert) int { return s.rank(a) - s.rank(b) })
+	}
+	if len(list) == 0 {
+		list = s.Certs
+		if i := slices.IndexFunc(list, func(c *Cert) bool { return c.valid(now) }); i >= 0 {
+			return list[i]
+		}
+	}
+	for _, usable := range []func(*Cert) bool{func(c *Cert) bool { return c.valid(now) }, func(*Cert) bool { return true }} {
+		for _, c := range list {
+			if usable(c) && hello.SupportsCertificate(&c.tls) == nil {
+				return c
+			}
 		}
 	}
 	if len(list) > 0 {
-		return list[0], true
+		return list[0]
 	}
-	for _, c := range s.Certs {
-		return c, false
-	}
-	return nil, false
+	return nil
 }
 
 // ErrNoCertificate is what a handshake fails with when there is no certificate at all.
 var ErrNoCertificate = errors.New("no certificate")
 
 // TLSConfig returns the configuration for incoming connections: TLS 1.2 at least, no session tickets, the ALPN protocols none or
-// smtp, certificates always of the current snapshot. more, if set, is asked when a client names a host that no certificate of
-// certs/ is for, or there is none at all; nil without error from it means it has none either. alpn are further ALPN protocols.
-func (t *Table) TLSConfig(more func(*tls.ClientHelloInfo) (*tls.Certificate, error), alpn ...string) *tls.Config {
+// smtp, certificates always of the current snapshot. alpn are further ALPN protocols.
+func (t *Table) TLSConfig(alpn ...string) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS12,
 		SessionTicketsDisabled: true,
 		NextProtos:             append([]string{"smtp"}, alpn...),
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			c, matched := t.Current().certificate(hello)
-			if !matched && more != nil {
-				if extra, err := more(hello); err == nil && extra != nil {
-					return extra, nil
-				} else if c == nil && err != nil {
-					return nil, err
-				}
-			}
+			c := t.Current().certificate(hello, time.Now())
 			if c == nil {
 				return nil, ErrNoCertificate
 			}

@@ -2,7 +2,6 @@ package domains
 
 import (
 	"crypto/tls"
-	"errors"
 	"net"
 	"strings"
 	"sync"
@@ -43,7 +42,7 @@ func TestCFG11SNI(t *testing.T) {
 	d.cert("w", 90, "*.wild.test")
 	d.cert("z", 90, "exact.wild.test")
 	d.mkdir("domains/x.test")
-	conf := d.mustLoad().TLSConfig(nil)
+	conf := d.mustLoad().TLSConfig()
 	for name, want := range map[string]string{
 		"": "a.test", "a.test": "a.test", "WWW.A.test": "a.test", "b.test": "b.test", "c.test": "a.test",
 		"x.wild.test": "*.wild.test", "exact.wild.test": "exact.wild.test", "y.x.wild.test": "a.test", "wild.test": "a.test",
@@ -61,7 +60,7 @@ func TestCFG19TLSPolicy(t *testing.T) {
 	d := newDir(t)
 	d.cert("a", 90, "a.test")
 	d.mkdir("domains/x.test")
-	conf := d.mustLoad().TLSConfig(nil, "acme-tls/1")
+	conf := d.mustLoad().TLSConfig("acme-tls/1")
 	tests := []struct {
 		name   string
 		client *tls.Config
@@ -94,7 +93,7 @@ func TestCertReload(t *testing.T) {
 	d.cert("a", 90, "a.test")
 	d.mkdir("domains/x.test")
 	tab := d.mustLoad()
-	conf := tab.TLSConfig(nil)
+	conf := tab.TLSConfig()
 	first, err := handshake(t, conf, &tls.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -109,41 +108,67 @@ func TestCertReload(t *testing.T) {
 	}
 }
 
-// TestMoreCertificates: another source is asked for names that certs/ has nothing for, and its failure falls back.
-func TestMoreCertificates(t *testing.T) {
+// TestSetExtra: certificates from elsewhere are used for names that certs/ has no valid one for, and change while connections go on.
+func TestSetExtra(t *testing.T) {
 	d := newDir(t)
 	d.cert("a", 90, "a.test")
+	d.cert("w", 90, "*.wild.test")
+	d.cert("old", 1, "old.test")
 	d.mkdir("domains/x.test")
-	chain, key := makeCert(t, 90, "m.test")
-	extra, err := tls.X509KeyPair(chain, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	more := func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		switch h.ServerName {
-		case "m.test":
-			return &extra, nil
-		case "fails.test":
-			return nil, errors.New("no")
+	extra := func(days int, name string) *Cert {
+		pair, err := tls.X509KeyPair(makeCert(t, days, name))
+		if err != nil {
+			t.Fatal(err)
 		}
-		return nil, nil
+		return MakeCert("acme/"+name, "data/"+name+".pem", pair)
 	}
-	conf := d.mustLoad().TLSConfig(more)
-	for name, want := range map[string]string{"m.test": "m.test", "a.test": "a.test", "fails.test": "a.test", "none.test": "a.test"} {
-		st, err := handshake(t, conf, &tls.Config{ServerName: name})
-		if err != nil || st.PeerCertificates[0].DNSNames[0] != want {
-			t.Errorf("%s: %v, want %s", name, err, want)
+	tab := d.mustLoad()
+	conf := tab.TLSConfig()
+	serials := func(list ...*Cert) map[string]string {
+		all := map[string]string{}
+		for _, c := range list {
+			all[c.Leaf.SerialNumber.String()] = c.Name
+		}
+		return all
+	}
+	list := []*Cert{extra(90, "a.test"), extra(90, "m.test"), extra(90, "x.wild.test"), extra(90, "old.test")}
+	tab.SetExtra(list)
+	check := func(known map[string]string) {
+		t.Helper()
+		for name, want := range map[string]string{"m.test": "acme/m.test", "a.test": "", "x.wild.test": "", "none.test": "", "": "", "old.test": "acme/old.test"} {
+			st, err := handshake(t, conf, &tls.Config{ServerName: name})
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			} else if got := known[st.PeerCertificates[0].SerialNumber.String()]; got != want {
+				t.Errorf("%s: %q, want %q", name, got, want)
+			}
 		}
 	}
+	check(serials(list...))
+	now := time.Now()
+	if s := tab.Current(); !s.HasCert("m.test", now) || s.HasOwnCert("m.test", now) || !s.HasOwnCert("a.test", now) || s.HasOwnCert("old.test", now) || len(s.Certs) != 7 {
+		t.Errorf("%d certificates, or the wrong ones", len(s.Certs))
+	}
+	// They stay over a reload, and can be replaced.
+	d.mkdir("domains/y.test")
+	if changed, _, err := tab.Reload(t.Context()); !changed || err != nil {
+		t.Fatal(changed, err)
+	}
+	check(serials(list...))
+	list = []*Cert{extra(90, "m.test"), extra(90, "old.test")}
+	tab.SetExtra(list)
+	check(serials(list...))
 	d.remove("certs")
 	tab, _, err := d.load(Config{CertsOptional: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, ok := range map[string]bool{"m.test": true, "fails.test": false, "none.test": false} {
-		if _, err := handshake(t, tab.TLSConfig(more), &tls.Config{ServerName: name}); (err == nil) != ok {
-			t.Errorf("without certs/, %s: %v", name, err)
-		}
+	if _, err := handshake(t, tab.TLSConfig(), &tls.Config{ServerName: "m.test"}); err == nil {
+		t.Error("a handshake without a certificate")
+	}
+	tab.SetExtra(list)
+	if _, err := handshake(t, tab.TLSConfig(), &tls.Config{ServerName: "m.test"}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -62,10 +62,11 @@ type Domain struct {
 // Snapshot is the loaded state at one time. It is not changed once made.
 type Snapshot struct {
 	Domains []*Domain // sorted by name
-	Certs   []*Cert   // in order of their directories; the first is the default
+	Certs   []*Cert   // in order of their directories, then those from elsewhere; the first is the default
 
 	byName map[string]*Domain
 	certs  certIndex
+	extra  []*Cert // the tail of Certs that does not come from certs/
 }
 
 // IsLocal reports whether the domain, in lower-case Unicode form, is local.
@@ -83,6 +84,7 @@ type Table struct {
 	localhost *Domain // for when it has no directory
 
 	mu      sync.Mutex // one load at a time
+	extra   []*Cert
 	certs   map[string]*loaded[*Cert]
 	domains map[string]*loaded[*Domain]
 }
@@ -101,6 +103,8 @@ func Load(ctx context.Context, cfg Config) (t *Table, warnings []string, err err
 	t = &Table{cfg: cfg, localhost: &Domain{Name: Localhost},
 		certs: map[string]*loaded[*Cert]{}, domains: map[string]*loaded[*Domain]{}}
 	t.metrics = newMetrics(cfg.Metrics, t)
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	snap, warnings, err := t.read(ctx)
 	if err != nil {
 		return nil, warnings, err
@@ -120,6 +124,8 @@ func (t *Table) IsLocal(domain string) bool { return t.Current().IsLocal(domain)
 // taken. If certs/ or domains/ cannot be read, or would be empty, all of it stays. Changed says whether anything did; warnings
 // are those of the present state, not only the new ones.
 func (t *Table) Reload(ctx context.Context) (changed bool, warnings []string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	old := t.Current()
 	snap, warnings, err := t.read(ctx)
 	if snap.same(old) {
@@ -130,30 +136,44 @@ func (t *Table) Reload(ctx context.Context) (changed bool, warnings []string, er
 	return true, warnings, err
 }
 
+// SetExtra puts certificates that do not come from certs/ in force, instead of those of the last time. Those of certs/ go before them.
+func (t *Table) SetExtra(list []*Cert) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.extra = list
+	if old := t.Current(); old != nil {
+		t.current.Store(newSnapshot(old.own(), list, old.Domains))
+	}
+}
+
+// own are the certificates of certs/.
+func (s *Snapshot) own() []*Cert {
+	return s.Certs[: len(s.Certs)-len(s.extra) : len(s.Certs)-len(s.extra)]
+}
+
 // same reports whether two snapshots consist of the same objects.
 func (s *Snapshot) same(o *Snapshot) bool {
 	return slices.Equal(s.Domains, o.Domains) && slices.Equal(s.Certs, o.Certs)
 }
 
-// read builds a snapshot; where something is wrong, from what was good before. It always returns one.
+// read builds a snapshot; where something is wrong, from what was good before. It always returns one. t.mu is held.
 func (t *Table) read(ctx context.Context) (*Snapshot, []string, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	certs, certWarn, certErr := t.readCerts(ctx)
 	list, domWarn, domErr := t.readDomains(ctx)
 	if old := t.Current(); old != nil {
 		if len(certs) == 0 {
-			certs = old.Certs // never left without, whatever happened to the directory
+			certs = old.own() // never left without, whatever happened to the directory
 		}
 		if len(list) == 0 {
 			list = old.Domains
 		}
 	}
-	return newSnapshot(certs, append(list, t.localhost)), append(certWarn, domWarn...), errors.Join(certErr, domErr)
+	return newSnapshot(certs, t.extra, append(list, t.localhost)), append(certWarn, domWarn...), errors.Join(certErr, domErr)
 }
 
-func newSnapshot(certs []*Cert, list []*Domain) *Snapshot {
-	s := &Snapshot{Certs: certs, byName: map[string]*Domain{}, certs: indexCerts(certs)}
+func newSnapshot(certs, extra []*Cert, list []*Domain) *Snapshot {
+	all := slices.Concat(certs, extra)
+	s := &Snapshot{Certs: all, byName: map[string]*Domain{}, certs: indexCerts(all), extra: extra}
 	for _, d := range list {
 		if s.byName[d.Name] == nil {
 			s.Domains = append(s.Domains, d)

@@ -103,6 +103,7 @@ type Status struct {
 	Listeners    []ListenerStatus
 	Queue        QueueStatus // looked at only if there is no Config.Queue
 	Certificates []CertificateStatus
+	Renewals     []Renewal // of what comes by ACME
 	Domains      int
 	Users        int
 	ReloadAt     time.Time
@@ -126,6 +127,18 @@ type QueueStatus struct {
 	Held     int64         `json:"held"`
 	Bytes    int64         `json:"bytes"`
 	Oldest   time.Duration `json:"oldest_ns"`
+}
+
+// Renewal is how it stands with a certificate that comes by ACME.
+type Renewal struct {
+	Name     string    `json:"name"`
+	NotAfter time.Time `json:"not_after,omitzero"` // zero: there is none
+	Covered  bool      `json:"covered,omitempty"`  // there is one in certs/
+	Next     time.Time `json:"next,omitzero"`
+	Since    time.Time `json:"failing_since,omitzero"`
+	Failures int       `json:"failures,omitempty"`
+	Error    string    `json:"error,omitempty"`
+	Remedy   string    `json:"remedy,omitempty"`
 }
 
 // CertificateStatus is one certificate in use.

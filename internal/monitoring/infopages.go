@@ -21,7 +21,7 @@ func (s *Server) addInfo() {
 				return []CertificateStatus{}, nil
 			}
 			return s.conf.Status().Certificates, nil
-		}, sheet: certSheet})
+		}, sheet: s.certSheet})
 	s.addView(&view{path: "/debug/sts", title: "TLS policies", about: "MTA-STS policies and what TLS was seen with whom", group: "Mail", params: []string{"q"},
 		load: s.loadTLS, sheet: tlsSheet})
 	s.addView(&view{path: "/debug/dns", title: "DNS", about: "the servers asked, and what they did not answer", group: "Mail",
@@ -75,7 +75,7 @@ func domainSheet(_ *http.Request, data any) *sheet {
 	return sh
 }
 
-func certSheet(_ *http.Request, data any) *sheet {
+func (s *Server) certSheet(_ *http.Request, data any) *sheet {
 	sh := &sheet{Title: "Certificates"}
 	sh.para(dim("A renewed certificate is taken by itself when its files change."))
 	t := &table{Columns: columns("directory", "names", "#days left", "valid", "issuer", "key"), Empty: "There is none: nobody can use TLS."}
@@ -84,7 +84,32 @@ func certSheet(_ *http.Request, data any) *sheet {
 			txt(c.Issuer), {Text: c.Key, Small: c.SHA256}})
 	}
 	sh.add(block{Table: t})
+	if s.conf.Status != nil {
+		if list := s.conf.Status().Renewals; len(list) > 0 {
+			sh.add(block{Heading: "By ACME", Table: renewalTable(list)})
+		}
+	}
 	return sh
+}
+
+func renewalTable(list []Renewal) *table {
+	t := &table{Columns: columns("host name", "state", "asked next", "what the last attempt said"), Wide: true}
+	for _, r := range list {
+		state, next := cell{Text: "in use", Class: "ok"}, txt(utc(r.Next))
+		switch {
+		case r.Covered:
+			state, next = dim("not needed: certs/ has one"), dim("never")
+		case r.Error != "":
+			state = cell{Text: "failing", Class: "bad", Small: "since " + utc(r.Since)}
+		case r.NotAfter.IsZero():
+			state = cell{Text: "being asked for", Class: "warn"}
+		}
+		if !r.Covered && !r.Next.After(time.Now()) {
+			next = txt("now")
+		}
+		t.Rows = append(t.Rows, []cell{{Text: r.Name, Class: "b"}, state, next, {Text: r.Error, Small: r.Remedy}})
+	}
+	return t
 }
 
 // tlsData is the page of TLS policies.

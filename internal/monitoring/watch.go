@@ -134,7 +134,17 @@ func core(text string) string {
 
 // statusEvidence is what the rest of the server says of itself.
 func (s *Server) statusEvidence(e *vitals.Evidence, st Status) {
+	renewed := map[string]bool{} // without trouble, however short they last
+	for _, r := range st.Renewals {
+		renewed["acme/"+r.Name] = r.Error == "" && r.NotAfter.After(e.Now)
+		if r.Error != "" {
+			e.Renewals = append(e.Renewals, vitals.Renewal{Name: r.Name, NotAfter: r.NotAfter, Since: r.Since, Next: r.Next, Err: clip(r.Error), Remedy: r.Remedy})
+		}
+	}
 	for _, c := range st.Certificates {
+		if renewed[c.Name] {
+			continue
+		}
 		e.Certificates = append(e.Certificates, vitals.Certificate{Name: c.Name, NotAfter: c.NotAfter})
 	}
 	if st.ReloadErr != nil {

@@ -18,6 +18,7 @@ type Ledger interface {
 // sender who is proven to be of the domain it says anything, and only then is it learned from.
 type Level struct {
 	ledger  Ledger
+	offered func() bool
 	legacy  *expvarom.Map
 	results [numLevelResults]*expvarom.Counter
 }
@@ -33,14 +34,16 @@ const (
 
 var (
 	levelNames = [numLevelResults]string{"skip", "pass", "fail"}
+	replyNoTLS = smtp.NewReply(451, "4.7.0", "TLS is not available here for the moment, and your domain has used it before: please try again later")
 	replyLevel = smtp.NewReply(550, "5.7.3", "Security level check failed: your domain has sent mail over TLS before, please use it again")
 )
 
-// NewLevel returns the check.
-func NewLevel(ledger Ledger, r *expvarom.Registry) *Level {
+// NewLevel returns the check. Offered reports whether clients can use TLS now; nil: they always can.
+func NewLevel(ledger Ledger, offered func() bool, r *expvarom.Registry) *Level {
 	c := &Level{
-		ledger: ledger,
-		legacy: r.Map("chasquid/smtpIn/securityLevelChecks", "result", "incoming security level checks (by result)", levelNames[:]...),
+		ledger:  ledger,
+		offered: offered,
+		legacy:  r.Map("chasquid/smtpIn/securityLevelChecks", "result", "incoming security level checks (by result)", levelNames[:]...),
 	}
 	v := r.CounterVec("chasquid_security_level_checks_total", "Checks of a connection's TLS level against the best one seen with the domain.",
 		[]string{"direction", "result"}, []string{"in", "out"}, []string{"pass", "fail", "skip"})
@@ -62,7 +65,11 @@ func (c *Level) Mail(ctx context.Context, t *Transaction) Verdict {
 		return Verdict{}
 	case !c.ledger.CheckIncoming(ctx, t.Env.From.Domain, level):
 		c.count(levelFail)
-		return Verdict{Refuse: &replyLevel, Reason: "security level check failed", Label: "security_level", Note: "security_level=fail (" + level.String() + ")"}
+		reply := &replyLevel
+		if c.offered != nil && !c.offered() {
+			reply = &replyNoTLS
+		}
+		return Verdict{Refuse: reply, Reason: "security level check failed", Label: "security_level", Note: "security_level=fail (" + level.String() + ")"}
 	}
 	c.count(levelPass)
 	return Verdict{}

@@ -18,7 +18,7 @@ func TestLevel(t *testing.T) { // compat 5.10
 		t.Fatal(err)
 	}
 	reg := expvarom.New()
-	c := NewLevel(db, reg)
+	c := NewLevel(db, nil, reg)
 	overTLS := &tls.ConnectionState{}
 	for i, x := range []struct {
 		from, spf, user string
@@ -53,6 +53,12 @@ func TestLevel(t *testing.T) { // compat 5.10
 		if got := verdictCode(v); got != x.want || after != [2]int64{before[0] + 1, before[1] + 1} {
 			t.Errorf("%d %s: %s, want %s; counted %v after %v", i, x.from, got, x.want, after, before)
 		}
+	}
+	// While we have no certificate it is not their fault.
+	c.offered = func() bool { return false }
+	from, _ := address.ParsePath("b@d.test")
+	if v := c.Mail(t.Context(), &Transaction{Session: &Session{}, Env: &mail.Envelope{From: from}, Results: Results{SPF: "pass"}}); verdictCode(v) != "451 4.7.0" {
+		t.Errorf("without TLS to offer: %s", verdictCode(v))
 	}
 	if _, ok := db.Lookup("e.test"); !ok {
 		t.Error("first contact makes no entry")

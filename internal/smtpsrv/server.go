@@ -69,6 +69,8 @@ type Config struct {
 
 	// TLS returns the configuration for a client; nil: no TLS. NextProtos is set to "smtp" if it is empty.
 	TLS func(*tls.ClientHelloInfo) (*tls.Config, error)
+	// TLSReady reports whether there is a certificate now: STARTTLS is not offered without; nil: always.
+	TLSReady func() bool
 	// OwnName reports a name, lower-case, that the server may call itself by when a client asks for it with SNI; nil: only Hostname.
 	OwnName func(string) bool
 

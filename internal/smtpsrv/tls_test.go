@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,6 +100,29 @@ func TestD49SlowHandshake(t *testing.T) {
 			t.Errorf("%v time-outs counted", n)
 		}
 		c.nc.Close()
+	})
+}
+
+// TestTLSReady: STARTTLS is offered from the moment on when there is a certificate, also in sessions that run.
+func TestTLSReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ready atomic.Bool
+		ts := newTestServer(t, func(c *Config) { c.TLSReady = ready.Load })
+		defer ts.close()
+		c := ts.dial(SMTP, "192.0.2.1")
+		defer c.nc.Close()
+		c.reply()
+		for _, want := range []bool{false, true} {
+			ready.Store(want)
+			c.send("EHLO client.example\r\n")
+			if got := strings.Contains(strings.Join(c.reply(), "\n"), "STARTTLS"); got != want {
+				t.Errorf("offered: %v, want %v", got, want)
+			}
+			c.send("STARTTLS\r\n")
+			if r := c.reply(); want == strings.HasPrefix(r[0], "454 4.7.0 ") {
+				t.Errorf("ready %v: %q", want, r)
+			}
+		}
 	})
 }
 

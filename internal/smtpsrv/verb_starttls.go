@@ -25,6 +25,8 @@ func (s *session) starttls([]byte) answer {
 		return bad(502, "5.5.1", "TLS is not available here")
 	case s.TLS != nil:
 		return bad(503, "5.5.1", "The connection is on TLS already")
+	case !s.cfg.tlsReady():
+		return bad(454, "4.7.0", "TLS is not available for the moment, please try again later") // RFC 3207 section 4
 	}
 	s.put(smtp.NewReply(220, "2.0.0", "Ready to start TLS"))
 	s.drop(resultAborted)
@@ -41,6 +43,8 @@ func (s *session) starttls([]byte) answer {
 	s.thought = time.Now()
 	return answer{}
 }
+
+func (c *Config) tlsReady() bool { return c.TLSReady == nil || c.TLSReady() }
 
 // handshake puts TLS on the connection.
 func (s *session) handshake() error {

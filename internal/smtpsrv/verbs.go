@@ -197,7 +197,7 @@ func (s *session) hello(arg []byte, extended bool) (answer, bool) {
 
 // extensions is what an extension may know of the session as it is now.
 func (s *session) extensions() *esmtp.Session {
-	s.ext = esmtp.Session{TLS: s.TLS != nil, StartTLS: s.cfg.TLS != nil, MaxSize: s.cfg.MaxSize, MaxRcpts: s.cfg.MaxRecipients, MaxMails: s.cfg.MaxMails}
+	s.ext = esmtp.Session{TLS: s.TLS != nil, StartTLS: s.cfg.TLS != nil && s.cfg.tlsReady(), MaxSize: s.cfg.MaxSize, MaxRcpts: s.cfg.MaxRecipients, MaxMails: s.cfg.MaxMails}
 	if s.ext.TLS && s.cfg.Auth != nil {
 		s.ext.Auth = "PLAIN LOGIN"
 	}

@@ -37,6 +37,7 @@ type Problem struct {
 type Evidence struct {
 	Now          time.Time
 	Certificates []Certificate
+	Renewals     []Renewal
 	ReloadErr    string
 	Stuck        []Stuck // what is under way for long
 	Dead         []Dead  // destinations that are left alone
@@ -61,6 +62,14 @@ type Failing struct {
 type Certificate struct {
 	Name     string
 	NotAfter time.Time
+}
+
+// Renewal is a certificate that could not be got or renewed.
+type Renewal struct {
+	Name        string
+	NotAfter    time.Time // of the one in use; zero: there is none
+	Since, Next time.Time
+	Err, Remedy string
 }
 
 // Stuck is an operation under way for long.
@@ -98,7 +107,7 @@ type rule func(s *Sampler, e *Evidence) []Problem
 
 // rules are all of them. Causes come before what they cause: that is the order in which they are told.
 var rules = []rule{
-	diskErrors, diskSpace, resolver, hooksBroken, stuck, loginBackend, certificates, ownFailures, dead, providers, farFailures, reputation, unsigned, clock,
+	diskErrors, diskSpace, resolver, hooksBroken, stuck, loginBackend, certificates, renewals, ownFailures, dead, providers, farFailures, reputation, unsigned, clock,
 	acceptErrors, acceptSlow, noInbound, loginGuessing, harvest, spike, queueSize, queueAge, diskSlow,
 	certificateFiles, reloading, panics, history, logging, overflow, leak, selfcheck, stale,
 }

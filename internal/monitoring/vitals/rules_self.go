@@ -100,6 +100,26 @@ func certificates(_ *Sampler, e *Evidence) (list []Problem) {
 	return list
 }
 
+// renewals: the authority gives no certificate. It is soon enough to look today while the present one lasts.
+func renewals(_ *Sampler, e *Evidence) (list []Problem) {
+	for _, r := range e.Renewals {
+		severity, left := Ticket, "the present certificate lasts for "+short(r.NotAfter.Sub(e.Now))
+		switch {
+		case r.NotAfter.IsZero():
+			severity, left = Page, "there is no TLS for this name until it works"
+		case !r.NotAfter.After(e.Now):
+			severity, left = Page, "the present certificate has ended"
+		}
+		again := "it is tried again"
+		if wait := r.Next.Sub(e.Now); wait > 0 {
+			again += " in " + short(wait)
+		}
+		list = append(list, one("ChasquidACMEFailing", severity, "/debug/certs#"+escape("acme/"+r.Name), trace.ID{},
+			"ACME has given no certificate for %s for %s: %s. Meanwhile %s, and %s. The last answer: %s", r.Name, short(e.Now.Sub(r.Since)), r.Remedy, left, again, r.Err)...)
+	}
+	return list
+}
+
 func certificateFiles(s *Sampler, _ *Evidence) []Problem {
 	by := s.grewBy("chasquid_tls_certificate_load_errors_total", "name", time.Hour)
 	if len(by) == 0 {

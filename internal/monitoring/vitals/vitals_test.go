@@ -193,6 +193,9 @@ func TestRules(t *testing.T) {
 		{"expired certificate", "ChasquidCertExpires2d", Page, "mail.example expired 3 h ago", func(w *world) { w.cert(-3 * time.Hour) }, func(w *world) { w.cert(1000 * time.Hour) }},
 		{"certificate in 30 hours", "ChasquidCertExpires2d", Page, "expires in 30 h", func(w *world) { w.cert(30 * time.Hour) }, func(w *world) { w.cert(22 * 24 * time.Hour) }},
 		{"certificate in 9 days", "ChasquidCertExpires21d", Ticket, "expires in 9 days", func(w *world) { w.cert(9 * 24 * time.Hour) }, func(w *world) { w.cert(22 * 24 * time.Hour) }},
+		{"ACME without a certificate", "ChasquidACMEFailing", Page, "no certificate for mail.example for 2 h: open the port. Meanwhile there is no TLS", func(w *world) { w.renewal(time.Time{}) }, func(w *world) { w.renewal(w.now.Add(time.Hour)) }},
+		{"ACME after the end", "ChasquidACMEFailing", Page, "has ended, and it is tried again in", func(w *world) { w.renewal(w.now) }, func(w *world) { w.renewal(w.now.Add(time.Hour)) }},
+		{"ACME while it lasts", "ChasquidACMEFailing", Ticket, "lasts for 3 h", func(w *world) { w.renewal(w.now.Add(3*time.Hour + Step)) }, func(*world) {}},
 		{"certificate file", "ChasquidCertLoadErrors", Ticket, "mail 2", func(w *world) { w.add("chasquid_tls_certificate_load_errors_total", 2, "mail") }, func(*world) {}},
 		{"reload", "ChasquidReloadFailed", Ticket, "aliases: line 3", func(w *world) { w.e.ReloadErr = "aliases: line 3" }, func(*world) {}},
 		{"panic", "ChasquidPanic", Ticket, "courier 1", func(w *world) { w.add("chasquid_panics_total", 1, "courier") }, func(*world) {}},
@@ -258,6 +261,10 @@ func (w *world) disk(free float64) { w.set("chasquid_filesystem_free_bytes", fre
 
 func (w *world) cert(left time.Duration) {
 	w.e.Certificates = []Certificate{{"mail.example", w.now.Add(left + Step)}}
+}
+
+func (w *world) renewal(notAfter time.Time) {
+	w.e.Renewals = []Renewal{{Name: "mail.example", NotAfter: notAfter, Since: w.now.Add(Step - 2*time.Hour), Next: w.now.Add(time.Hour), Err: "403", Remedy: "open the port"}}
 }
 
 // TestProblemsEnd checks that a problem goes away when its cause is over, keeps its beginning while it lasts, and that the worst comes first.
