@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -28,12 +26,8 @@ const acmeName = "acme/"
 func (s *server) makeCertificates(context.Context) error {
 	cfg := acmecert.Config{Metrics: s.reg}
 	if conf := s.conf.ACME; conf != nil {
-		roots, err := acmeRoots(conf.CAFile)
-		if err != nil {
-			return err
-		}
 		cfg.Dir = filepath.Join(s.conf.GetDataDir(), acmeDir)
-		cfg.Names, cfg.Email, cfg.DirectoryURL, cfg.Roots = conf.Hostnames, conf.Email, conf.DirectoryURL, roots
+		cfg.Names, cfg.Email, cfg.DirectoryURL, cfg.Roots = conf.Hostnames, conf.Email, conf.DirectoryURL, conf.Roots
 		cfg.Challenge, cfg.Address, cfg.KeyID, cfg.MACKey = acmecert.Challenge(conf.Challenge), conf.Address, conf.KeyID, conf.MACKey
 		cfg.Covered = func(name string) bool { return s.domains.Current().HasOwnCert(name, time.Now()) }
 		cfg.Changed = s.takeCertificates
@@ -41,25 +35,6 @@ func (s *server) makeCertificates(context.Context) error {
 	var err error
 	s.certs, err = acmecert.New(cfg)
 	return err
-}
-
-// acmeRoots are those to trust as the authority's server; nil: the system's.
-func acmeRoots(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil
-	}
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("acme.ca_file: %w", err)
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, &problem{fmt.Sprintf("acme.ca_file: there is no certificate in %s", file), "name a file with certificates in PEM format, or remove the setting"}
-	}
-	return pool, nil
 }
 
 // takeCertificates puts the authority's certificates in force.

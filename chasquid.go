@@ -139,12 +139,6 @@ func describe(err error) string {
 	return strings.Join(lines, "; ")
 }
 
-// problem is an error that says what to do.
-type problem struct{ msg, fix string }
-
-func (p *problem) Error() string  { return p.msg }
-func (p *problem) Remedy() string { return p.fix }
-
 // flatten takes joined errors apart.
 func flatten(err error) []error {
 	joined, ok := err.(interface{ Unwrap() []error })

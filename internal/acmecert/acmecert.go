@@ -95,24 +95,46 @@ type name struct {
 
 // New loads what was got before. Nothing is asked of the authority until Run.
 func New(cfg Config) (*Manager, error) {
+	m := &Manager{cfg: cfg, metrics: newMetrics(cfg.Metrics), kick: make(chan struct{}, 1)}
 	if cfg.FS == nil {
-		cfg.FS = vfs.OS
+		m.cfg.FS = vfs.OS
 	}
 	if cfg.Challenge == "" {
-		cfg.Challenge = HTTP01
+		m.cfg.Challenge = HTTP01
 	}
-	m := &Manager{cfg: cfg, metrics: newMetrics(cfg.Metrics), kick: make(chan struct{}, 1)}
 	if cfg.obtain == nil {
 		m.cfg.obtain = m.order
 	}
 	if len(cfg.Names) == 0 {
 		return m, nil
 	}
-	if err := vfs.MkdirAll(cfg.FS, cfg.Dir, 0o700); err != nil {
+	if err := vfs.MkdirAll(m.cfg.FS, cfg.Dir, 0o700); err != nil {
 		return nil, &Error{Msg: fmt.Sprintf("making the directory for certificates: %v", err), Fix: "let the server's user write to data_dir", Err: err}
 	}
+	m.load()
+	m.metrics.watch(m)
+	m.changed()
+	return m, nil
+}
+
+// Inspect tells how it stands with the names of a server that need not run, by its files.
+func Inspect(cfg Config) []Status {
+	cfg.FS = vfs.OS
+	m := &Manager{cfg: cfg}
+	m.load()
+	list := m.Status()
+	for i, n := range m.names {
+		if n.try.Error != "" {
+			list[i].Err = errors.New(n.try.Error)
+		}
+	}
+	return list
+}
+
+// load reads what is stored of all names.
+func (m *Manager) load() {
 	past := m.loadAttempts()
-	for _, host := range cfg.Names {
+	for _, host := range m.cfg.Names {
 		n := &name{host: host, path: m.certPath(host), try: past[host].restarted()}
 		cert, authority, err := m.loadCert(n)
 		if err != nil {
@@ -121,9 +143,6 @@ func New(cfg Config) (*Manager, error) {
 		n.cert, n.authority = cert, authority
 		m.names = append(m.names, n)
 	}
-	m.metrics.watch(m)
-	m.changed()
-	return m, nil
 }
 
 // changed hands out the certificates there are.

@@ -45,6 +45,15 @@ func (m *Manager) answer(client *acme.Client, host, token string) (stop func(), 
 	}, nil
 }
 
+// CheckAddress reports whether challenges can be answered on the address now.
+func CheckAddress(c Challenge, address string) error {
+	l, err := net.Listen("tcp", address)
+	if err == nil {
+		return l.Close()
+	}
+	return &Error{Msg: err.Error(), Fix: fixListen(Config{Challenge: c}, &listenError{err}), Err: err}
+}
+
 // fileHandler has the one file that shows that we have the account's key (RFC 8555 section 8.3).
 func fileHandler(client *acme.Client, token string) (http.Handler, error) {
 	text, err := client.HTTP01ChallengeResponse(token)

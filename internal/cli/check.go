@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"blitiri.com.ar/go/chasquid/internal/acmecert"
 	"blitiri.com.ar/go/chasquid/internal/aliases"
 	"blitiri.com.ar/go/chasquid/internal/auth/userdb"
 	"blitiri.com.ar/go/chasquid/internal/config"
@@ -276,8 +277,37 @@ func (k *checker) checkCerts() {
 		}
 		k.private(about, filepath.Join(c.Dir, "privkey.pem"))
 	}
+	k.checkACME()
 	if k.conf.ACME == nil && !k.snap.HasCert(k.conf.GetHostname(), k.now) {
 		k.warn("certificates", "get a certificate for it", "none is for the host name %q", k.conf.GetHostname())
+	}
+}
+
+// checkACME looks at what the server got by ACME, and whether it can get more.
+func (k *checker) checkACME() {
+	conf := k.conf.ACME
+	if conf == nil {
+		return
+	}
+	for _, c := range acmecert.Inspect(acmecert.Config{Dir: filepath.Join(k.conf.Path(k.conf.GetDataDir()), "acme"), Names: conf.Hostnames, DirectoryURL: conf.DirectoryURL}) {
+		about := "ACME " + c.Name
+		switch {
+		case k.snap.HasCert(c.Name, k.now):
+			k.ok(about, "not needed: certs/ has a valid certificate for it")
+		case c.Err != nil:
+			k.warn(about, "the log and the page of certificates say what to do", "the last attempt failed: %v", c.Err)
+		case c.NotAfter.IsZero():
+			k.warn(about, "start the server: it asks for one", "there is no certificate yet")
+		case c.NotAfter.Before(k.now):
+			k.fail(about, "start the server: it asks for a new one", "the certificate ended on %s", c.NotAfter.UTC().Format(time.DateOnly))
+		default:
+			k.ok(about, "a certificate until %s", c.NotAfter.UTC().Format(time.DateOnly))
+		}
+	}
+	if err := acmecert.CheckAddress(acmecert.Challenge(conf.Challenge), conf.Address); err != nil {
+		var r interface{ Remedy() string }
+		errors.As(err, &r)
+		k.warn("ACME challenges", r.Remedy(), "they cannot be answered now: %v", err)
 	}
 }
 

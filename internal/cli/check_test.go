@@ -153,6 +153,11 @@ func TestO1Check(t *testing.T) {
 		{"no mda", addTo("chasquid.conf", "hostname: 'mail.example.com'\nmail_delivery_agent_bin: '/no/such'\nsmtp_address: ':25'\n", "x"), 0, "the program /no/such cannot be run"},
 		{"no lmtp", addTo("chasquid.conf", "hostname: 'mail.example.com'\nlocal_delivery: 'lmtp:/no/such'\nsmtp_address: ':25'\n", "x"), 0, "warn  local delivery: "},
 		{"bad address", addTo("chasquid.conf", "smtp_address: '127.0.0.1:notaport'\n", "x"), 1, "fail  "},
+		{"acme, never started", addTo("chasquid.conf", acmeOn, "x"), 0, "warn  ACME mail2.example.com: there is no certificate yet"},
+		{"acme, failing", both(addTo("chasquid.conf", acmeOn, "x"), addTo("../data/acme/attempts.json", `{"mail2.example.com": {"failures": 2, "last": "2026-01-01T00:00:00Z", "error": "403 no"}}`)), 0, "the last attempt failed: 403 no"},
+		{"acme, not needed", addTo("chasquid.conf", "acme { http_address: '127.0.0.1:0' }"), 0, "ok    ACME mail.example.com: not needed"},
+		{"acme, address", addTo("chasquid.conf", "acme { http_address: '192.0.2.77:80' }"), 0, "they cannot be answered now: listen tcp 192.0.2.77:80"},
+		{"acme, root is none", addTo("chasquid.conf", "acme { ca_file: 'chasquid.conf' }"), 1, "there is no certificate in"},
 		{"empty domain", addTo("domains/empty.example/.keep", ""), 0, "it has no users and no aliases"},
 		{"data_dir is a file", addTo("chasquid.conf", "data_dir: 'chasquid.conf'\nsmtp_address: ':25'\n", "x"), 1, "is not a directory"},
 	} {
@@ -168,6 +173,17 @@ func TestO1Check(t *testing.T) {
 				t.Errorf("exit %d\n%s%s", r.exit, r.out, r.errout)
 			}
 		})
+	}
+}
+
+// acmeOn replaces the settings; data_dir is beside the configuration.
+const acmeOn = "hostname: 'mail.example.com'\nsmtp_address: ':25'\nacme { hostname: 'mail2.example.com' http_address: '127.0.0.1:0' }\ndata_dir: '../data'\n"
+
+func both(fs ...func(*testing.T, string)) func(*testing.T, string) {
+	return func(t *testing.T, dir string) {
+		for _, f := range fs {
+			f(t, dir)
+		}
 	}
 }
 

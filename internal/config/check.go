@@ -3,6 +3,7 @@ package config
 import (
 	"bufio"
 	"cmp"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -225,7 +226,7 @@ func (k *checker) acme() {
 		return
 	}
 	a := &ACMEConfig{Email: k.Acme.Email, DirectoryURL: cmp.Or(k.Acme.DirectoryUrl, "https://acme-v02.api.letsencrypt.org/directory"),
-		CAFile: k.Path(k.Acme.CaFile), Challenge: cmp.Or(k.Acme.Challenge, "http-01")}
+		Challenge: cmp.Or(k.Acme.Challenge, "http-01")}
 	if u, err := url.Parse(a.DirectoryURL); err != nil || u.Scheme != "https" || u.Host == "" {
 		k.bad("acme.directory_url", a.DirectoryURL, "not an https URL", "write the directory URL that the authority documents")
 	}
@@ -244,10 +245,8 @@ func (k *checker) acme() {
 	if a.Email != "" && !isMailbox(a.Email) {
 		k.bad("acme.email", a.Email, "not a mail address", `write "postmaster@example.org"`)
 	}
-	if a.CAFile != "" {
-		if _, err := os.Stat(a.CAFile); err != nil {
-			k.bad("acme.ca_file", k.Acme.CaFile, err.Error(), "make the file, correct its path, or remove the setting")
-		}
+	if k.Acme.CaFile != "" {
+		a.Roots = k.acmeRoots()
 	}
 	k.acmeAccount(a)
 	k.ACME = a
@@ -270,6 +269,23 @@ func (k *checker) acmeNames(a *ACMEConfig) {
 			a.Hostnames = append(a.Hostnames, ascii)
 		}
 	}
+}
+
+// acmeRoots reads whom to trust as the authority's server, besides those that the system trusts.
+func (k *checker) acmeRoots() *x509.CertPool {
+	pem, err := os.ReadFile(k.Path(k.Acme.CaFile))
+	if err != nil {
+		k.bad("acme.ca_file", k.Acme.CaFile, err.Error(), "make the file, correct its path, or remove the setting")
+		return nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		k.bad("acme.ca_file", k.Acme.CaFile, "there is no certificate in it", "name a file with certificates in PEM format, or remove the setting")
+	}
+	return pool
 }
 
 // acmeAccount reads the key of an external account (RFC 8555 section 7.3.4).

@@ -5,6 +5,7 @@ package config
 //go:generate go run ./gendoc -out ../../docs/configuration.md
 
 import (
+	"crypto/x509"
 	"errors"
 	"io"
 	"net/netip"
@@ -83,11 +84,12 @@ type DomainRoute struct {
 
 // ACMEConfig are the acme settings with their defaults filled in.
 type ACMEConfig struct {
-	Email, DirectoryURL, CAFile string
-	Hostnames                   []string // in ASCII form, lower case
-	Challenge, Address          string   // kind of challenge, and where it is answered
-	KeyID                       string   // of an external account; empty: none
-	MACKey                      []byte
+	Email, DirectoryURL string
+	Roots               *x509.CertPool // whom to trust as the authority's server; nil: the system's
+	Hostnames           []string       // in ASCII form, lower case
+	Challenge, Address  string         // kind of challenge, and where it is answered
+	KeyID               string         // of an external account; empty: none
+	MACKey              []byte
 }
 
 // Default returns the built-in settings. The host name is left empty: Load asks the operating system.
