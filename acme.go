@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/acmecert"
 	"blitiri.com.ar/go/chasquid/internal/domains"
 	"blitiri.com.ar/go/chasquid/internal/monitoring"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 )
 
 // acmeDir is where certificates of an ACME authority are kept, below the data directory.
@@ -55,7 +55,7 @@ func (s *server) missingCertificates() (errs []error) {
 		switch {
 		case c.Covered || time.Until(c.NotAfter) > certificateWarning:
 		case c.Err != nil:
-			errs = append(errs, fmt.Errorf("%w%s; next attempt %s", c.Err, remedy(c.Err), c.Next.UTC().Format(time.DateTime)))
+			errs = append(errs, fmt.Errorf("%w%s; next attempt %s", c.Err, remedy.Text(c.Err), c.Next.UTC().Format(time.DateTime)))
 		case c.NotAfter.IsZero():
 			errs = append(errs, fmt.Errorf("there is no certificate for %s yet: the authority is being asked", c.Name))
 		}
@@ -69,11 +69,7 @@ func (s *server) renewals() []monitoring.Renewal {
 	for _, c := range s.certs.Status() {
 		r := monitoring.Renewal{Name: c.Name, NotAfter: c.NotAfter, Covered: c.Covered, Next: c.Next, Since: c.Since, Failures: c.Failures}
 		if c.Err != nil {
-			r.Error = c.Err.Error()
-			var fix interface{ Remedy() string }
-			if errors.As(c.Err, &fix) {
-				r.Remedy = fix.Remedy()
-			}
+			r.Error, r.Remedy = c.Err.Error(), remedy.Of(c.Err)
 		}
 		list = append(list, r)
 	}

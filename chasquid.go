@@ -17,6 +17,7 @@ import (
 
 	"blitiri.com.ar/go/chasquid/internal/cli"
 	"blitiri.com.ar/go/chasquid/internal/config"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/log"
 	"golang.org/x/term"
 )
@@ -125,16 +126,17 @@ func run(f *flags, b build, o origin) error {
 func fatal(err error) {
 	errs := flatten(err)
 	for _, e := range errs[:len(errs)-1] {
-		log.Errorf("%v%s", e, remedy(e))
+		log.Errorf("%v%s", e, remedy.Text(e))
 	}
-	log.Fatalf("%v%s", errs[len(errs)-1], remedy(errs[len(errs)-1]))
+	last := errs[len(errs)-1]
+	log.Fatalf("%v%s", last, remedy.Text(last))
 }
 
 // describe is fatal's text in one line.
 func describe(err error) string {
 	var lines []string
 	for _, e := range flatten(err) {
-		lines = append(lines, e.Error()+remedy(e))
+		lines = append(lines, e.Error()+remedy.Text(e))
 	}
 	return strings.Join(lines, "; ")
 }
@@ -150,14 +152,6 @@ func flatten(err error) []error {
 		out = append(out, flatten(e)...)
 	}
 	return out
-}
-
-func remedy(err error) string {
-	var r interface{ Remedy() string }
-	if errors.As(err, &r) && r.Remedy() != "" {
-		return " (" + r.Remedy() + ")"
-	}
-	return ""
 }
 
 // versionInfo is what the linker set, or what the build recorded.

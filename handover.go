@@ -10,6 +10,7 @@ import (
 
 	"blitiri.com.ar/go/chasquid/internal/handover"
 	"blitiri.com.ar/go/chasquid/internal/opctl"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
 )
@@ -39,7 +40,7 @@ func (s *server) upgrade(ctx context.Context) (opctl.Upgraded, error) {
 	if err != nil {
 		s.up.failed++
 		s.up.bad.Inc()
-		log.Errorf("Upgrade failed: %v%s; the running server goes on as before", err, remedy(err))
+		log.Errorf("Upgrade failed: %v%s; the running server goes on as before", err, remedy.Text(err))
 		return opctl.Upgraded{}, span.Error(err)
 	}
 	done := opctl.Upgraded{From: s.build.version, To: next.Intr.Version, PID: next.PID, Took: time.Since(start), Paused: paused}

@@ -10,6 +10,7 @@ import (
 
 	"blitiri.com.ar/go/chasquid/internal/monitoring"
 	"blitiri.com.ar/go/chasquid/internal/queue"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/chasquid/internal/vfs"
 )
 
@@ -91,7 +92,7 @@ func (s *server) checkCertificates(context.Context) error {
 func (s *server) checkReload(context.Context) error {
 	var errs []error
 	for _, e := range s.reload.Last().Errors {
-		errs = append(errs, fmt.Errorf("%w%s", e, remedy(e)))
+		errs = append(errs, fmt.Errorf("%w%s", e, remedy.Text(e)))
 	}
 	return errors.Join(errs...)
 }

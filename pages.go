@@ -14,6 +14,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/monitoring"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/chasquid/internal/selfcheck"
 	"blitiri.com.ar/go/log"
 )
@@ -33,7 +34,7 @@ func (s *server) openMonitoring() error {
 	web := s.conf.GetMonitoringWebConfig()
 	if web != "" {
 		if err := monitoring.CheckWebConfig(web); err != nil {
-			return fmt.Errorf("monitoring_web_config: %w", err)
+			return err
 		}
 	}
 	l, err := s.inheritOne(monitoringKey(addr))
@@ -41,7 +42,7 @@ func (s *server) openMonitoring() error {
 		l, err = net.Listen("tcp", addr)
 	}
 	if err != nil {
-		return fmt.Errorf("Error listening on monitoring_address: %w (another process may use it; choose another address)", err)
+		return remedy.With(fmt.Errorf("Error listening on monitoring_address: %w", err), "another process may use it, or the address is not of this machine: choose another")
 	}
 	s.up.pages = l
 	return nil

@@ -20,6 +20,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/opctl"
 	"blitiri.com.ar/go/chasquid/internal/reload"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/chasquid/internal/smtpsrv"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
@@ -54,6 +55,9 @@ func (s *server) loadUsers(ctx context.Context) error {
 		if d.Dir != "" {
 			log.Infof("  %s (%d users, %d aliases, %d DKIM keys)", d.Name, s.auth.Count(d.Name), s.aliases.Count(d.Name), len(d.Keys))
 		}
+	}
+	for _, err := range s.aliases.Broken(ctx) {
+		log.Infof("Warning: %v%s", err, remedy.Text(err))
 	}
 	s.reload = reload.New(reload.Config{Every: s.flags.reloadEvery, Metrics: s.reg, Steps: []reload.Step{
 		{Name: "domains", Do: func(ctx context.Context) ([]string, error) {

@@ -23,6 +23,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/monitoring"
 	"blitiri.com.ar/go/chasquid/internal/queue"
 	"blitiri.com.ar/go/chasquid/internal/queue/spool"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/chasquid/internal/srs"
 	"blitiri.com.ar/go/chasquid/internal/vfs"
 )
@@ -87,7 +88,7 @@ func (s *server) openStore(ctx context.Context, patience time.Duration) error {
 		store, err = spool.Open(conf)
 	}
 	if err != nil {
-		return fmt.Errorf("Error initializing queue: %w", err)
+		return queueError(err)
 	}
 	s.slot.Put(store)
 	s.store.Store(store)
@@ -96,6 +97,14 @@ func (s *server) openStore(ctx context.Context, patience time.Duration) error {
 	}
 	s.intake.Resume()
 	return nil
+}
+
+func queueError(err error) error {
+	fix := ""
+	if errors.Is(err, vfs.ErrLocked) {
+		fix = "another chasquid uses this data_dir: stop it, or set another"
+	}
+	return remedy.With(fmt.Errorf("Error initializing queue: %w", err), fix)
 }
 
 // queueDisk is the file system of the queue. For tests, it flushes slowly, one flush after the other, as disks do, or hangs.

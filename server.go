@@ -34,6 +34,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/queue"
 	"blitiri.com.ar/go/chasquid/internal/queue/spool"
 	"blitiri.com.ar/go/chasquid/internal/reload"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/chasquid/internal/selfcheck"
 	"blitiri.com.ar/go/chasquid/internal/smtpsrv"
 	"blitiri.com.ar/go/chasquid/internal/sts"
@@ -137,7 +138,7 @@ func (s *server) openMailLog(context.Context) error {
 	failed := s.reg.CounterVec("chasquid_log_write_errors_total", "Lines that could not be written, by log.", []string{"log"}, []string{"main", "maillog"}).With("maillog")
 	var err error
 	if s.maillog, err = maillog.Open(maillog.Config{Path: s.conf.GetMailLogPath(), OnError: failed.Inc}); err != nil {
-		return fmt.Errorf("Error opening mail log: %w", err)
+		return remedy.With(fmt.Errorf("Error opening mail log: %w", err), "correct mail_log_path, or let the server's user write there")
 	}
 	s.recent = monitoring.NewRecent()
 	s.up.events.here = timeline.Observers{s.recent}
@@ -179,7 +180,7 @@ func (s *server) count(of func(domain string) int) int {
 func (s *server) openData(ctx context.Context) error {
 	dir := s.conf.GetDataDir()
 	if err := os.MkdirAll(dir, 0700); err != nil {
-		return fmt.Errorf("Error making the data directory: %w", err)
+		return remedy.With(fmt.Errorf("Error making the data directory: %w", err), "let the server's user make it, or correct data_dir")
 	}
 	var err error
 	s.history, err = history.Open(history.Config{Path: filepath.Join(dir, "history.db"), Keep: time.Duration(s.conf.GetHistoryDays()) * 24 * time.Hour,

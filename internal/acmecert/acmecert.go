@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/chasquid/internal/vfs"
 	"blitiri.com.ar/go/log"
 )
@@ -276,7 +277,7 @@ func (m *Manager) attempt(ctx context.Context, n *name) {
 		m.changed()
 		return
 	}
-	log.Errorf("acme: %v%s; it is tried again on %s; %s", n.err, remedy(n.err), stamp(next), n.meanwhile())
+	log.Errorf("acme: %v%s; it is tried again on %s; %s", n.err, remedy.Text(n.err), stamp(next), n.meanwhile())
 }
 
 // meanwhile says what clients get until it works.
@@ -320,12 +321,4 @@ func (m *Manager) renew(ctx context.Context, n *name) (cert *tls.Certificate, er
 		return nil, err
 	}
 	return cert, m.saveCert(n, cert)
-}
-
-func remedy(err error) string {
-	var r interface{ Remedy() string }
-	if errors.As(err, &r) && r.Remedy() != "" {
-		return " (" + r.Remedy() + ")"
-	}
-	return ""
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/chasquid/internal/vfs"
 	"golang.org/x/crypto/acme"
 )
@@ -146,8 +147,8 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("asked at intervals of %s, want %s", got, want)
 		}
 		st := w.m.Status()[0]
-		if st.Err == nil || !strings.Contains(st.Err.Error(), "no proof") || !strings.Contains(remedy(st.Err), "port 80 of a.test has to lead here") || st.Failures != 9 {
-			t.Errorf("%+v %s", st, remedy(st.Err))
+		if st.Err == nil || !strings.Contains(st.Err.Error(), "no proof") || !strings.Contains(remedy.Text(st.Err), "port 80 of a.test has to lead here") || st.Failures != 9 {
+			t.Errorf("%+v %s", st, remedy.Text(st.Err))
 		}
 		// An operator need not wait. When it works, it works.
 		n := len(w.asked)
@@ -178,7 +179,7 @@ func TestRateLimit(t *testing.T) {
 		w := newWorld(t)
 		w.fail = fmt.Errorf("ordering: %w", &acme.Error{StatusCode: 429, ProblemType: "urn:ietf:params:acme:error:rateLimited", Detail: "too many", Header: http.Header{"Retry-After": {"36000"}}})
 		w.start("a.test")
-		if got := remedy(w.m.Status()[0].Err); !strings.Contains(got, "wants us to wait") {
+		if got := remedy.Text(w.m.Status()[0].Err); !strings.Contains(got, "wants us to wait") {
 			t.Error(got)
 		}
 		w.m.Retry()
@@ -322,8 +323,8 @@ func TestFiles(t *testing.T) {
 	}
 	m.names[0].try = attempts{}
 	m.consider(t.Context(), m.names[0])
-	if err := m.Status()[0].Err; err == nil || !strings.Contains(remedy(err), "or remove it") {
-		t.Errorf("%v%s", err, remedy(err))
+	if err := m.Status()[0].Err; err == nil || !strings.Contains(remedy.Text(err), "or remove it") {
+		t.Errorf("%v%s", err, remedy.Text(err))
 	}
 }
 
@@ -334,7 +335,7 @@ func TestDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := New(Config{Dir: filepath.Join(file, "acme"), Names: []string{"a.test"}})
-	if err == nil || remedy(err) == "" {
-		t.Errorf("%v%s", err, remedy(err))
+	if err == nil || remedy.Text(err) == "" {
+		t.Errorf("%v%s", err, remedy.Text(err))
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/command"
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
@@ -154,6 +155,10 @@ func (r *Resolver) readTable(f File, old *table) (*table, error) {
 	var t *table
 	if err == nil {
 		t, err = parseFile(f.Path, f.Domain, r.rules, bytes.NewReader(data))
+		err = remedy.With(err, "correct that line: it reads \"name: address, address\" or \"name: | command\"")
+	} else {
+		// The words of existing installations.
+		err = fmt.Errorf("aliases file error: %w", err)
 	}
 	switch {
 	case err == nil:

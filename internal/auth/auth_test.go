@@ -139,7 +139,7 @@ func TestReload(t *testing.T) {
 	fsys["domains/d/users"] = &fstest.MapFile{Data: []byte("users: {\n key: 'new'\n value: { nonsense: 1 } }")}
 	fsys["domains/e/users"] = &fstest.MapFile{Data: []byte("users: { key: 'new' value: { denied: {} } }")}
 	err := a.Reload(t.Context())
-	if err == nil || !strings.HasPrefix(err.Error(), `"domains/d/users" line 3: unknown field`) {
+	if err == nil || !strings.HasPrefix(err.Error(), `users file error: "domains/d/users" line 3: unknown field`) {
 		t.Errorf("error: %v", err)
 	}
 	if a.Count("d.test") != 3 || a.Count("empty.test") != 1 {

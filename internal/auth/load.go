@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"blitiri.com.ar/go/chasquid/internal/auth/userdb"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
@@ -54,8 +55,11 @@ func (a *Authenticator) readTable(f File, old *table) (*table, error) {
 	var db *userdb.DB
 	if err == nil {
 		if db, err = userdb.Parse(data); err != nil {
-			err = fmt.Errorf("%q %w", f.Path, err)
+			err = remedy.With(fmt.Errorf("%q %w", f.Path, err), "correct or restore the file; chasquid-util writes it")
 		}
+	}
+	if err != nil {
+		err = fmt.Errorf("users file error: %w", err) // the words of existing installations
 	}
 	switch {
 	case err == nil:

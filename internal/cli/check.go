@@ -15,10 +15,11 @@ import (
 
 	"blitiri.com.ar/go/chasquid/internal/acmecert"
 	"blitiri.com.ar/go/chasquid/internal/aliases"
-	"blitiri.com.ar/go/chasquid/internal/auth/userdb"
+	"blitiri.com.ar/go/chasquid/internal/auth"
 	"blitiri.com.ar/go/chasquid/internal/config"
 	"blitiri.com.ar/go/chasquid/internal/courier"
 	"blitiri.com.ar/go/chasquid/internal/domains"
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 )
 
 func checkCommand() *command {
@@ -52,11 +53,12 @@ type finding struct {
 // checker is one check of a configuration directory.
 type checker struct {
 	*call
-	dir   string
-	now   time.Time
-	conf  *config.Config
-	snap  *domains.Snapshot
-	found []finding
+	dir     string
+	now     time.Time
+	conf    *config.Config
+	snap    *domains.Snapshot
+	aliases *aliases.Resolver
+	found   []finding
 }
 
 func (k *checker) ok(about, format string, args ...any) {
@@ -77,12 +79,7 @@ func (k *checker) failWith(about string, err error) {
 		}
 		return
 	}
-	fix := ""
-	var r interface{ Remedy() string }
-	if errors.As(err, &r) {
-		fix = r.Remedy()
-	}
-	k.fail(about, fix, "%v", err)
+	k.fail(about, remedy.Of(err), "%v", err)
 }
 
 func (k *checker) report(asJSON bool) error {
@@ -129,6 +126,7 @@ func (k *checker) run(overrides string, withDNS bool) {
 	for _, w := range k.conf.Warnings {
 		k.warn("settings", "", "%s", w)
 	}
+	k.checkMailLog()
 	k.checkListeners()
 	k.checkData()
 	k.checkDelivery()
@@ -146,53 +144,6 @@ func (k *checker) run(overrides string, withDNS bool) {
 	k.checkDomains()
 	if withDNS {
 		k.checkDNS()
-	}
-}
-
-func (k *checker) checkListeners() {
-	n := 0
-	for _, role := range []struct {
-		name  string
-		addrs []string
-	}{{"smtp_address", k.conf.GetSmtpAddress()}, {"submission_address", k.conf.GetSubmissionAddress()}, {"submission_over_tls_address", k.conf.GetSubmissionOverTlsAddress()}} {
-		for _, a := range role.addrs {
-			n++
-			if a == "systemd" {
-				continue
-			}
-			if _, err := net.ResolveTCPAddr("tcp", a); err != nil {
-				k.fail(role.name, "write it as host:port or :port", "%q cannot be listened on: %v", a, err)
-			}
-		}
-	}
-	if n == 0 {
-		k.fail("listeners", "set smtp_address", "no address to listen on")
-	}
-}
-
-// checkData looks at the data directory.
-func (k *checker) checkData() {
-	dir := k.conf.Path(k.conf.GetDataDir())
-	info, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		k.warn("data_dir", "make it, for the user the server runs as", "%s does not exist yet", dir)
-		return
-	case err != nil:
-		k.fail("data_dir", "", "%v", err)
-		return
-	case !info.IsDir():
-		k.fail("data_dir", "name a directory", "%s is not a directory", dir)
-		return
-	case info.Mode().Perm()&0o007 != 0:
-		k.warn("data_dir", "chmod o-rwx "+dir, "%s can be read by everybody on this machine (mode %04o)", dir, info.Mode().Perm())
-	default:
-		k.ok("data_dir", "%s is there", dir)
-	}
-	for _, name := range []string{"queue", "domaininfo", "sts-cache"} {
-		if st, err := os.Stat(filepath.Join(dir, name)); err == nil && !st.IsDir() {
-			k.fail("data_dir", "move it away", "%s is not a directory", filepath.Join(dir, name))
-		}
 	}
 }
 
@@ -304,6 +255,9 @@ func (k *checker) checkACME() {
 			k.ok(about, "a certificate until %s", c.NotAfter.UTC().Format(time.DateOnly))
 		}
 	}
+	if k.NoPorts {
+		return
+	}
 	if err := acmecert.CheckAddress(acmecert.Challenge(conf.Challenge), conf.Address); err != nil {
 		var r interface{ Remedy() string }
 		errors.As(err, &r)
@@ -319,44 +273,55 @@ func (k *checker) private(about, path string) {
 }
 
 func (k *checker) checkDomains() {
-	n := 0
+	k.aliases = aliases.New(aliases.Config{SuffixSeparators: k.conf.GetSuffixSeparators(), DropCharacters: k.conf.GetDropCharacters(), FS: os.DirFS(k.dir),
+		Local: k.snap.IsLocal})
+	var files []aliases.File
 	for _, d := range k.snap.Domains {
-		if d.Dir == "" {
-			continue
+		if d.Dir != "" {
+			files = append(files, aliasFile(k.dir, d))
+			k.checkDomain(d)
 		}
-		n++
-		k.checkDomain(d)
 	}
-	if n == 0 {
+	// All of them at once, as an alias may lead through several domains. What cannot be read was told above.
+	_ = k.aliases.Load(k.ctx, files)
+	for _, err := range k.aliases.Broken(k.ctx) {
+		k.warn("aliases", remedy.Of(err), "%v", err)
+	}
+	if len(files) == 0 {
 		k.warn("domains", "make a directory in domains/, or run \"chasquid setup\"", "no domain is local but localhost")
 	}
 }
 
 func (k *checker) checkDomain(d *domains.Domain) {
-	about, users := "domain "+d.Name, 0
-	db, err := userdb.ReadFile(d.Users)
-	switch {
-	case err == nil:
-		users = db.Len()
-		k.private(about, d.Users)
-	case !errors.Is(err, fs.ErrNotExist):
-		k.fail(about, "correct or restore the file; chasquid-util writes it", "users file error: %v", err)
-	}
-	// The resolver's own parser, with nothing behind it.
-	r := aliases.New(aliases.Config{SuffixSeparators: k.conf.GetSuffixSeparators(), DropCharacters: k.conf.GetDropCharacters(), FS: os.DirFS(k.dir)})
-	if err := r.Load(k.ctx, []aliases.File{aliasFile(k.dir, d)}); err != nil {
+	about := "domain " + d.Name
+	u := auth.New(auth.Config{FS: os.DirFS(k.dir)})
+	if err := u.Load(k.ctx, []auth.File{{Domain: d.Name, Path: k.inDir(d.Users)}}); err != nil {
 		k.failWith(about, err)
 	}
+	k.private(about, d.Users)
+	// The resolver's own parser.
+	if err := k.aliases.Load(k.ctx, []aliases.File{aliasFile(k.dir, d)}); err != nil {
+		k.failWith(about, err)
+	}
+	users, n := u.Count(d.Name), k.aliases.Count(d.Name)
 	for _, key := range d.Keys {
 		k.private(about, key.File)
 	}
-	k.ok(about, "%s, %s, %s", plural(users, "user"), count(r.Count(d.Name), "alias", "aliases"), plural(len(d.Keys), "DKIM key"))
-	if users == 0 && r.Count(d.Name) == 0 && !k.conf.GetDovecotAuth() {
+	k.ok(about, "%s, %s, %s", plural(users, "user"), count(n, "alias", "aliases"), plural(len(d.Keys), "DKIM key"))
+	if users == 0 && n == 0 && !k.conf.GetDovecotAuth() {
 		k.warn(about, "add one with chasquid-util user-add", "it has no users and no aliases: all mail for it is refused")
 	}
 	if len(d.Keys) == 0 {
 		k.warn(about, "make a key with chasquid-util dkim-keygen", "its mail is not signed: there is no DKIM key")
 	}
+}
+
+// inDir is a path as seen from the configuration directory, where the server's working directory is.
+func (k *checker) inDir(path string) string {
+	if rel, err := filepath.Rel(k.dir, path); err == nil {
+		return rel
+	}
+	return path
 }
 
 // count is a number with its noun.

@@ -34,6 +34,8 @@ type Env struct {
 	Terminal bool
 	Version  string       // of this binary, for the help
 	Resolver dns.Resolver // nil: the one the configuration names
+	// NoPorts keeps check from trying the ports, which belong to whoever runs on the machine of a test.
+	NoPorts bool
 	// Call asks the server on the control socket at path; nil: control.Call.
 	Call Caller
 }

@@ -21,7 +21,7 @@ type result struct {
 func run(t *testing.T, env Env, words ...string) result {
 	t.Helper()
 	var out, errout bytes.Buffer
-	env.Stdout, env.Stderr = &out, &errout
+	env.Stdout, env.Stderr, env.NoPorts = &out, &errout, true
 	if env.Stdin == nil {
 		env.Stdin = strings.NewReader("")
 	}

@@ -170,7 +170,7 @@ func TestCorruptFile(t *testing.T) {
 		if db.CheckOutgoing(t.Context(), "d.test", lvPlain) || db.CheckOutgoing(t.Context(), "new.test", lvPlain) {
 			t.Errorf("%.20q: levels lost", content)
 		}
-		if _, err := Open(t.Context(), Config{Dir: "data/domaininfo", FS: fsys}); err == nil || !strings.Contains(err.Error(), "s:d.test") || !strings.Contains(err.Error(), "remove the file") {
+		if _, err := Open(t.Context(), Config{Dir: "data/domaininfo", FS: fsys}); err == nil || !strings.Contains(err.Error(), "s:d.test") || !strings.Contains(fe.Remedy(), "remove the file") {
 			t.Errorf("%.20q: start: %v", content, err)
 		}
 	}

@@ -44,8 +44,11 @@ type FileError struct {
 }
 
 func (e *FileError) Error() string {
-	return fmt.Sprintf("%s: %v; remove the file to forget the domain's security levels", e.Path, e.Err)
+	return fmt.Sprintf("%s: %v", e.Path, e.Err)
 }
+
+// Remedy says what to do.
+func (e *FileError) Remedy() string { return "remove the file to forget the domain's security levels" }
 
 // Unwrap returns the cause.
 func (e *FileError) Unwrap() error { return e.Err }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 
+	"blitiri.com.ar/go/chasquid/internal/remedy"
 	"blitiri.com.ar/go/log"
 	"github.com/prometheus/exporter-toolkit/web"
 )
@@ -22,7 +23,7 @@ func CheckWebConfig(path string) error {
 		return nil
 	}
 	if err := web.Validate(path); err != nil {
-		return fmt.Errorf("monitoring_web_config %s: %w", path, err)
+		return remedy.With(fmt.Errorf("monitoring_web_config %s: %w", path, err), "correct the file; its format is that of the Prometheus exporter toolkit")
 	}
 	return nil
 }
