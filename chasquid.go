@@ -101,7 +101,11 @@ func run(f *flags, b build, o origin) error {
 	path := filepath.Join(f.configDir, config.FileName)
 	conf, err := config.Load(path, f.overrides)
 	if err != nil {
-		return fmt.Errorf("Error loading config: %w", err)
+		var errs []error
+		for _, e := range flatten(err) {
+			errs = append(errs, fmt.Errorf("Error loading config: %w", e))
+		}
+		return errors.Join(errs...)
 	}
 	log.Infof("Configuration:")
 	for _, line := range conf.Lines() {
@@ -112,6 +116,9 @@ func run(f *flags, b build, o origin) error {
 	}
 	if err := os.Chdir(f.configDir); err != nil {
 		return fmt.Errorf("Error changing to the configuration directory: %w", err)
+	}
+	for _, err := range cli.Warnings(conf) {
+		log.Infof("Warning: %v%s", err, remedy.Text(err))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()

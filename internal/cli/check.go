@@ -179,32 +179,68 @@ func (k *checker) checkLMTP() {
 }
 
 func (k *checker) checkMDA() {
-	bin := k.conf.GetMailDeliveryAgentBin()
+	found, err := lookMDA(k.conf)
+	if err != nil {
+		k.warn("local delivery", remedy.Of(err), "%v", err)
+		return
+	}
+	k.ok("local delivery", "by the program %s", found)
+}
+
+// lookMDA finds the program that delivers local mail.
+func lookMDA(conf *config.Config) (string, error) {
+	bin := conf.GetMailDeliveryAgentBin()
 	path := bin
 	if strings.Contains(bin, "/") {
-		path = k.conf.Path(bin)
+		path = conf.Path(bin)
 	}
-	if found, err := exec.LookPath(path); err != nil {
-		k.warn("local delivery", "install it, or set mail_delivery_agent_bin or local_delivery; local mail waits until then", "the program %s cannot be run: %v", bin, err)
-	} else {
-		k.ok("local delivery", "by the program %s", found)
+	found, err := exec.LookPath(path)
+	if err != nil {
+		err = remedy.With(fmt.Errorf("the program %s cannot be run: %w", bin, err), "install it, or set mail_delivery_agent_bin or local_delivery; local mail waits until then")
 	}
+	return found, err
 }
 
 func (k *checker) checkHooks() {
-	for _, name := range []string{"post-data", "alias-resolve"} {
-		path := filepath.Join(k.dir, "hooks", name)
-		info, err := os.Stat(path)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
+	for _, name := range hookNames {
+		switch there, err := lookHook(k.dir, name); {
 		case err != nil:
-			k.fail("hooks", "", "%v", err)
-		case info.IsDir() || info.Mode().Perm()&0o111 == 0:
-			k.fail("hooks", "chmod +x "+path+", or remove it", "%s cannot be executed; mail is refused for now because of it", path)
-		default:
-			k.ok("hooks", "%s is there", path)
+			k.failWith("hooks", err)
+		case there:
+			k.ok("hooks", "%s is there", filepath.Join(k.dir, name))
 		}
 	}
+}
+
+var hookNames = []string{"hooks/post-data", "hooks/alias-resolve"}
+
+// lookHook reports whether there is a hook, and why it cannot be run.
+func lookHook(dir, name string) (there bool, err error) {
+	info, err := os.Stat(filepath.Join(dir, name))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err != nil:
+		return true, err
+	case info.IsDir() || info.Mode().Perm()&0o111 == 0:
+		return true, remedy.With(fmt.Errorf("%s cannot be executed; mail is refused for now because of it", name), "chmod +x "+name+", or remove it")
+	}
+	return true, nil
+}
+
+// Warnings are what a server that starts in its configuration directory should say of it, although it starts.
+func Warnings(conf *config.Config) (list []error) {
+	if conf.LocalMaildir == "" && conf.LocalLMTP == "" {
+		if _, err := lookMDA(conf); err != nil {
+			list = append(list, err)
+		}
+	}
+	for _, name := range hookNames {
+		if _, err := lookHook(".", name); err != nil {
+			list = append(list, err)
+		}
+	}
+	return list
 }
 
 // soon is how long before its end a certificate is worth a warning.

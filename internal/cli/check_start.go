@@ -118,7 +118,7 @@ func canOpen(path string) error {
 		return access("open", path)
 	}
 	dir := filepath.Dir(path)
-	if _, err := os.Stat(dir); err == nil {
+	if st, err := os.Stat(dir); err == nil && st.IsDir() {
 		if unix.Access(dir, unix.W_OK) != nil {
 			return access("open", path)
 		}

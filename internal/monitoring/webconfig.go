@@ -23,7 +23,7 @@ func CheckWebConfig(path string) error {
 		return nil
 	}
 	if err := web.Validate(path); err != nil {
-		return remedy.With(fmt.Errorf("monitoring_web_config %s: %w", path, err), "correct the file; its format is that of the Prometheus exporter toolkit")
+		return remedy.With(fmt.Errorf("monitoring_web_config %s: %s", path, strings.Join(strings.Fields(err.Error()), " ")), "correct the file; its format is that of the Prometheus exporter toolkit")
 	}
 	return nil
 }

@@ -1,0 +1,55 @@
+package wrong
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"testing"
+	"time"
+)
+
+func certificate(t *testing.T, notAfter time.Time) (chain, key string) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "mail.example.org"}, DNSNames: []string{"mail.example.org"},
+		NotBefore: notAfter.AddDate(0, -6, 0), NotAfter: notAfter}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
+}
+
+func goodCert(t *testing.T) map[string]string {
+	chain, key := certificate(t, time.Now().AddDate(0, 3, 0))
+	return map[string]string{"fullchain.pem": chain, "privkey.pem": key}
+}
+
+// badCert makes the files of a certificate with something wrong.
+func badCert(t *testing.T, what string) map[string]string {
+	chain, key := certificate(t, time.Now().AddDate(0, 3, 0))
+	switch what {
+	case "expired":
+		chain, key = certificate(t, time.Now().AddDate(0, 0, -2))
+	case "soon":
+		chain, key = certificate(t, time.Now().Add(50*time.Hour))
+	case "future":
+		chain, key = certificate(t, time.Now().AddDate(1, 0, 0))
+	case "mismatch":
+		_, key = certificate(t, time.Now().AddDate(0, 3, 0))
+	default:
+		t.Fatalf("no such certificate: %s", what)
+	}
+	return map[string]string{"fullchain.pem": chain, "privkey.pem": key}
+}
