@@ -42,4 +42,6 @@ type brokenError struct{ error }
 func (e *brokenError) Unwrap() error { return e.error }
 
 // Remedy says what to do.
-func (e *brokenError) Remedy() string { return "let one of these addresses lead elsewhere; until then mail for them is not taken" }
+func (e *brokenError) Remedy() string {
+	return "let one of these addresses lead elsewhere; until then mail for them is not taken"
+}

@@ -38,18 +38,14 @@ func goodCert(t *testing.T) map[string]string {
 
 // badCert makes the files of a certificate with something wrong.
 func badCert(t *testing.T, what string) map[string]string {
-	chain, key := certificate(t, time.Now().AddDate(0, 3, 0))
-	switch what {
-	case "expired":
-		chain, key = certificate(t, time.Now().AddDate(0, 0, -2))
-	case "soon":
-		chain, key = certificate(t, time.Now().Add(50*time.Hour))
-	case "future":
-		chain, key = certificate(t, time.Now().AddDate(1, 0, 0))
-	case "mismatch":
-		_, key = certificate(t, time.Now().AddDate(0, 3, 0))
-	default:
+	end, ok := map[string]time.Time{"expired": time.Now().AddDate(0, 0, -2), "soon": time.Now().Add(50 * time.Hour),
+		"future": time.Now().AddDate(1, 0, 0), "mismatch": time.Now().AddDate(0, 3, 0)}[what]
+	if !ok {
 		t.Fatalf("no such certificate: %s", what)
+	}
+	chain, key := certificate(t, end)
+	if what == "mismatch" {
+		_, key = certificate(t, end)
 	}
 	return map[string]string{"fullchain.pem": chain, "privkey.pem": key}
 }

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -117,7 +118,15 @@ type place struct {
 	overrides string
 	flags     []string
 	ports     map[string]string // by the word in the files
+	ip        string            // takes the place of 127.0.0.1
 }
+
+// addresses gives each case an address of its own, so that a port that is free stays free.
+var addresses = func() func() string {
+	var n atomic.Int64
+	pid := os.Getpid()
+	return func() string { return fmt.Sprintf("127.%d.%d.%d", 64+pid%128, pid/128%250, n.Add(1)%250+1) }
+}()
 
 func (p *place) path(name string) string { return filepath.Join(p.root, "etc", name) }
 
@@ -129,9 +138,9 @@ func setUp(t *testing.T, w wrong) *place {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
-	p := &place{t: t, root: root, ports: map[string]string{}}
+	p := &place{t: t, root: root, ports: map[string]string{}, ip: addresses()}
 	for _, n := range []string{"PORT1", "PORT2", "PORT3", "PORT4"} {
-		p.ports[n] = harness.FreePort(t, "127.0.0.1")
+		p.ports[n] = harness.FreePort(t, p.ip)
 	}
 	p.write("chasquid.conf", goodConf)
 	p.write("domains/example.org/users", "users: { key: \"ana\" value: { plain: { password: \"secret\" } } }\n")
@@ -178,10 +187,10 @@ local_delivery: "maildir:../mail/%to_user%"
 func (p *place) write(name, data string) {
 	p.t.Helper()
 	path := p.path(name)
+	data = strings.ReplaceAll(data, "GOOD\n", goodConf)
 	for k, v := range p.ports {
-		data = strings.ReplaceAll(data, k, v)
+		data = strings.ReplaceAll(data, "127.0.0.1:"+k, p.ip+":"+v)
 	}
-	data = strings.ReplaceAll(data, "GOOD\n", strings.NewReplacer("PORT1", p.ports["PORT1"], "PORT2", p.ports["PORT2"], "PORT3", p.ports["PORT3"], "PORT4", p.ports["PORT4"]).Replace(goodConf))
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		p.t.Fatal(err)
 	}
@@ -221,7 +230,7 @@ func (p *place) step(line string) {
 		}
 	case "listen":
 		var l net.Listener
-		if l, err = net.Listen("tcp", "127.0.0.1:"+p.ports[arg]); err == nil {
+		if l, err = net.Listen("tcp", net.JoinHostPort(p.ip, p.ports[arg])); err == nil {
 			p.t.Cleanup(func() { l.Close() })
 		}
 	case "lock":
@@ -246,9 +255,10 @@ func (p *place) step(line string) {
 // run runs the binary as the user of the directory, until it ends or says "stopped here"; it returns its output and exit status.
 func (p *place) run(until string, args ...string) (string, int) {
 	p.t.Helper()
+	binary := harness.Binary(p.t) // which may take longer than the limit
 	ctx, cancel := context.WithTimeout(p.t.Context(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, harness.Binary(p.t), append(args, p.flags...)...)
+	cmd := exec.CommandContext(ctx, binary, append(args, p.flags...)...)
 	cmd.Dir, cmd.Env = p.root, []string{"PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if os.Getuid() == 0 {
@@ -307,7 +317,8 @@ func (p *place) plain(text string) string {
 	etc := p.root + "/etc/" // in which the server runs, so that it says less
 	pairs := []string{etc + "certs", "certs", etc + "domains", "domains", etc + "hooks", "hooks", etc + "web.yml", "web.yml", etc, "/etc/chasquid/", p.root + "/etc", "/etc/chasquid", p.root + "/data", "/var/lib/chasquid",
 		"../data", "/var/lib/chasquid", p.root + "/srv", "/srv", "../srv", "/srv", "../mail.log", "/var/log/mail.log", p.root + "/mail.log", "/var/log/mail.log", "\u00a0", " ",
-		":" + p.ports["PORT1"], ":25", ":" + p.ports["PORT2"], ":587", ":" + p.ports["PORT3"], ":465", ":" + p.ports["PORT4"], ":1099"}
+		p.ip, "127.0.0.1", ":" + p.ports["PORT1"], ":25", ":" + p.ports["PORT2"], ":587", ":" + p.ports["PORT3"], ":465", ":" + p.ports["PORT4"], ":1099",
+		"= :" + p.ports["PORT1"], "= :25"}
 	text = strings.NewReplacer(pairs...).Replace(text)
 	return regexp.MustCompile(`\d{4}-\d\d-\d\d`).ReplaceAllString(text, "2026-01-31")
 }
