@@ -34,9 +34,11 @@ for u in etc/systemd/system/*; do
 done
 # Debian's package listens on systemd's sockets, which are the built-in default.
 sed -i '/^Wants=/i Requires=chasquid-smtp.socket chasquid-submission.socket chasquid-submission_tls.socket' "$root/lib/systemd/system/chasquid.service"
-mkdir -p "$root/etc/chasquid"
-sed 's/^\(smtp\|submission\|submission_over_tls\)_address: .*/#&/' etc/chasquid/chasquid.conf >"$root/etc/chasquid/chasquid.conf"
-install -D -m 755 etc/chasquid/hooks/post-data "$root/etc/chasquid/hooks/post-data"
+# Settings and hook belong to the administrator from the first installation on: they are not conffiles, or an upgrade of Debian's package
+# with settings of one's own would stop and ask.
+mkdir -p "$root/usr/share/chasquid" "$root/etc/chasquid/hooks"
+sed 's/^\(smtp\|submission\|submission_over_tls\)_address: .*/#&/' etc/chasquid/chasquid.conf >"$root/usr/share/chasquid/chasquid.conf"
+install -m 755 etc/chasquid/hooks/post-data "$root/usr/share/chasquid/post-data"
 install -D -m 644 etc/chasquid/domains/README "$root/etc/chasquid/domains/README"
 install -D -m 644 etc/fail2ban/filter.d/chasquid.conf "$root/etc/fail2ban/filter.d/chasquid.conf"
 install -D -m 644 etc/logrotate.d/chasquid "$root/etc/logrotate.d/chasquid"
@@ -64,4 +66,4 @@ cp scripts/deb.postinst "$root/DEBIAN/postinst"
 cp scripts/deb.prerm "$root/DEBIAN/prerm"
 cp scripts/deb.postrm "$root/DEBIAN/postrm"
 chmod 755 "$root/DEBIAN/post"* "$root/DEBIAN/prerm"
-dpkg-deb --root-owner-group --build "$root" "$out/chasquid_${version#*:}_$arch.deb"
+dpkg-deb -Z"${COMPRESS:-xz}" --root-owner-group --build "$root" "$out/chasquid_${version#*:}_$arch.deb"
