@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,14 +36,23 @@ type authority struct {
 	wait  time.Duration
 
 	panics bool
+
+	mu sync.Mutex // the manager's goroutine holds it while it uses the fields
 }
 
 func (a *authority) obtain(ctx context.Context, req request) ([][]byte, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.asked, a.keys = append(a.asked, time.Now()), append(a.keys, req.key.Public())
 	if a.wait > 0 {
+		a.mu.Unlock()
+		timer := time.NewTimer(a.wait)
 		select {
-		case <-time.After(a.wait):
+		case <-timer.C:
 		case <-ctx.Done():
+		}
+		a.mu.Lock()
+		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 	}
@@ -83,7 +93,7 @@ func (w *world) start(names ...string) {
 	w.reg = expvarom.New()
 	var err error
 	w.m, err = New(Config{Dir: "data/acme", Names: names, DirectoryURL: "https://ca.test/", FS: w.fs, Metrics: w.reg, obtain: w.obtain,
-		Covered: func(string) bool { return w.covered }, Changed: func(l []Certificate) { w.got = l }})
+		Covered: func(string) bool { defer w.locked()(); return w.covered }, Changed: func(l []Certificate) { defer w.locked()(); w.got = l }})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -95,7 +105,13 @@ func (w *world) start(names ...string) {
 	synctest.Wait()
 }
 
+func (w *world) locked() (unlock func()) {
+	w.mu.Lock()
+	return w.mu.Unlock
+}
+
 func (w *world) pass(d time.Duration) {
+	w.locked()() // what the test has read and written stands before what happens now
 	time.Sleep(d)
 	synctest.Wait()
 }

@@ -129,7 +129,7 @@ func TestMakeInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, d := range []string{"docs", "etc", "scripts"} {
+	for _, d := range []string{"docs", "etc", "monitoring", "scripts"} {
 		mustRun(t, "cp", "-a", d, src)
 	}
 	// What is built is tested elsewhere.
