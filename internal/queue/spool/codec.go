@@ -408,10 +408,10 @@ func (d *decoder) state(s *queue.RcptStatus) {
 		for i := range s.Reply.Enh {
 			s.Reply.Enh[i] = uint16(d.uint32())
 		}
-		s.Reply.Text = d.string()
+		s.Reply.Text = clip(d.string()) // as it is written
 	}
-	s.MTA = d.string()
-	s.Text = d.string()
+	s.MTA = clip(d.string())
+	s.Text = clip(d.string())
 }
 
 // result is the meta part of a result record.
