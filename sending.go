@@ -44,7 +44,8 @@ func (s *server) makeSending(ctx context.Context) error {
 		return err
 	}
 	out.router.Store(router)
-	out.setPasswords(s.conf)
+	passwords := s.conf.RelayPasswords()
+	out.passwords.Store(&passwords)
 	panics := s.reg.CounterVec("chasquid_panics_total", "Panics recovered, by component: each is a bug worth reporting.",
 		[]string{"component"}, monitoring.PanicComponents).With("courier")
 	port, err := strconv.ParseUint(s.flags.smtpPort, 10, 16)
@@ -153,73 +154,9 @@ func (s *server) queueConfig(mux *courier.Mux, out *sending) queue.Config {
 		Workers: int(s.conf.GetMaxDeliveries()), SiteWorkers: int(s.conf.GetMaxDeliveriesPerDestination())}
 }
 
-// routes are the exceptions and the relay of the settings, as the router writes them.
+// routes is the router's configuration.
 func (s *server) routes(conf *config.Config) courier.RouterConfig {
-	rc := courier.RouterConfig{Local: s.domains.IsLocal, Routes: map[string]string{}}
-	switch {
-	case conf.LocalMaildir != "":
-		rc.LocalTarget = "maildir:" + conf.LocalMaildir
-	case conf.LocalLMTP != "":
-		rc.LocalTarget = "lmtp:" + conf.LocalLMTP
-	}
-	if conf.Relay != nil {
-		rc.RelayVia = relayURL(conf.Relay)
-	}
-	for _, r := range conf.Routes {
-		domain, via := r.Domain, "mx"
-		if r.Subdomains {
-			domain = "." + domain
-		}
-		if r.Relay != nil {
-			via = relayURL(r.Relay)
-		}
-		rc.Routes[domain] = via
-	}
-	return rc
-}
-
-// relayURL writes a relay as the router reads it: without its password, as routes are shown to people.
-func relayURL(r *config.Relay) string {
-	hostport := net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port)))
-	user := ""
-	if r.User != "" {
-		user = (&urlUser{r.User}).String() + "@"
-	}
-	if r.TLS == config.ImplicitTLS {
-		return "smtps://" + user + hostport
-	}
-	return "smtp://" + user + hostport
-}
-
-// urlUser escapes a user name for the user part of a URL.
-type urlUser struct{ name string }
-
-func (u *urlUser) String() string {
-	var b strings.Builder
-	for i := 0; i < len(u.name); i++ {
-		c := u.name[i]
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~+", c) >= 0 {
-			b.WriteByte(c)
-		} else {
-			fmt.Fprintf(&b, "%%%02X", c)
-		}
-	}
-	return b.String()
-}
-
-// setPasswords takes the relays' passwords from the settings, by what a route names.
-func (out *sending) setPasswords(conf *config.Config) {
-	m := map[string]string{}
-	add := func(r *config.Relay) {
-		if r != nil && r.User != "" {
-			m[relayURL(r)] = r.Password
-		}
-	}
-	add(conf.Relay)
-	for _, r := range conf.Routes {
-		add(r.Relay)
-	}
-	out.passwords.Store(&m)
+	return courier.RouterConfig{Local: s.domains.IsLocal, LocalTarget: conf.LocalTarget(), RelayVia: conf.RelayURL(), Routes: conf.RouteTable()}
 }
 
 func (out *sending) password(target string) (string, error) {

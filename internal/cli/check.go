@@ -157,7 +157,7 @@ func (k *checker) checkDelivery() {
 	default:
 		k.checkMDA()
 	}
-	if _, err := courier.NewRouter(routerConfig(k.conf, nil)); err != nil {
+	if _, err := courier.NewRouter(courier.RouterConfig{LocalTarget: k.conf.LocalTarget(), RelayVia: k.conf.RelayURL(), Routes: k.conf.RouteTable()}); err != nil {
 		k.failWith("routes", err)
 	}
 }

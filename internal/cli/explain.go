@@ -159,7 +159,8 @@ func (c *call) newExplainer(conf *config.Config) (*explainer, error) {
 	if err := x.aliases.Load(c.ctx, files); err != nil {
 		return nil, err
 	}
-	if x.router, err = courier.NewRouter(routerConfig(conf, x.domains.IsLocal)); err != nil {
+	if x.router, err = courier.NewRouter(courier.RouterConfig{Local: x.domains.IsLocal, LocalTarget: conf.LocalTarget(),
+		RelayVia: conf.RelayURL(), Routes: conf.RouteTable()}); err != nil {
 		return nil, err
 	}
 	return x, x.makeSMTP(c)

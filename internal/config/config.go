@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // FileName is the name of the configuration file in the configuration directory.
@@ -48,7 +49,8 @@ type Config struct {
 	// Warnings are sentences about settings that are legal but probably not meant.
 	Warnings []string
 
-	origin map[string]string // by name of the setting, where it was set; see List
+	text, overrides string            // what it was made of
+	origin          map[string]string // by name of the setting, where it was set; see List
 }
 
 // Durations are the parsed timeouts.
@@ -139,8 +141,27 @@ func Load(path, overrides string) (*Config, error) {
 	if err != nil {
 		return nil, readError(path, err)
 	}
+	return build(path, text, overrides, nil)
+}
+
+// Keep returns the configuration with the named settings as they are in running: for those that cannot change while the server runs.
+func (c *Config) Keep(running *Config, names ...string) (*Config, error) {
+	return build(c.File, c.text, c.overrides, func(s *Settings) {
+		dst, src := s.ProtoReflect(), running.Settings.ProtoReflect()
+		for _, name := range names {
+			if fd := dst.Descriptor().Fields().ByName(protoreflect.Name(name)); src.Has(fd) {
+				dst.Set(fd, src.Get(fd))
+			} else {
+				dst.Clear(fd)
+			}
+		}
+	})
+}
+
+// build makes a configuration of the texts; adjust, if set, has the last word on the settings before they are checked.
+func build(path, text, overrides string, adjust func(*Settings)) (*Config, error) {
 	s := Default()
-	c := &Config{Settings: s, File: path, origin: map[string]string{}}
+	c := &Config{Settings: s, File: path, text: text, overrides: overrides, origin: map[string]string{}}
 	for _, src := range []source{{what: "config", file: path, text: text}, {what: "override", text: overrides}} {
 		layer, err := parse(src)
 		if err != nil {
@@ -149,6 +170,10 @@ func Load(path, overrides string) (*Config, error) {
 		merge(s.ProtoReflect(), layer.ProtoReflect(), c.warnIgnored)
 		c.noteOrigins(layer, src)
 	}
+	if adjust != nil {
+		adjust(s)
+	}
+	var err error
 	if s.Hostname == "" {
 		if s.Hostname, err = os.Hostname(); err != nil {
 			return nil, &Error{prefix: "could not get hostname", Field: "hostname", Msg: err.Error(),
@@ -165,6 +190,29 @@ func Load(path, overrides string) (*Config, error) {
 	return c, nil
 }
 
+// Empty reports a file that sets nothing: what is left of one whose writing was cut short.
+func (c *Config) Empty() bool {
+	layer, err := parse(source{text: c.text})
+	return err == nil && proto.Size(layer) == 0
+}
+
+// Files returns the paths of all files that the configuration was made from.
+func (c *Config) Files() []string {
+	files := []string{filepath.Join(c.Dir, filepath.Base(c.File))}
+	add := func(path string) {
+		if path != "" {
+			files = append(files, c.Path(path))
+		}
+	}
+	add(c.RelayPasswordFile)
+	for _, r := range c.Route {
+		add(r.PasswordFile)
+	}
+	add(c.Acme.GetCaFile())
+	add(c.Acme.GetEabKeyFile())
+	return files
+}
+
 // Path returns p, made relative to the configuration directory unless it is absolute or empty.
 func (c *Config) Path(p string) string {
 	if p == "" || filepath.IsAbs(p) {
@@ -173,8 +221,8 @@ func (c *Config) Path(p string) string {
 	return filepath.Join(c.Dir, p)
 }
 
-// Equal reports whether two configurations have the same effective settings.
-func (c *Config) Equal(d *Config) bool { return proto.Equal(c.Settings, d.Settings) }
+// Equal reports whether two configurations have the same effective settings and the same contents of the files they name.
+func (c *Config) Equal(d *Config) bool { return len(Diff(c, d)) == 0 }
 
 func readFile(path string) (string, error) {
 	f, err := os.Open(path)

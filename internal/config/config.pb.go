@@ -56,6 +56,7 @@ type Settings struct {
 	// after the suffix separator) and %to_original% (the address as the sender gave it) are replaced.
 	MailDeliveryAgentArgs []string `protobuf:"bytes,8,rep,name=mail_delivery_agent_args,json=mailDeliveryAgentArgs,proto3" json:"mail_delivery_agent_args,omitempty"`
 	// Directory for the queue, the caches and the history. A relative path is relative to the configuration directory.
+	// Restart: the queue in it is open.
 	DataDir string `protobuf:"bytes,9,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
 	// Characters that start a suffix in local addresses: with "+", user+anything@domain is user@domain.
 	// Each character counts by itself; "" turns suffixes off.

@@ -23,7 +23,19 @@ type Field struct {
 	Default string // as it would be written, or in words; empty if there is none
 	Unit    string
 	Example string
+	Restart string   // why a change takes effect at the next restart only; empty: it takes effect at a reload
 	Doc     []string // lines
+}
+
+// RestartOnly returns the names of the settings that a reload leaves as they are.
+func RestartOnly() []string {
+	var list []string
+	for _, f := range Fields() {
+		if f.Restart != "" {
+			list = append(list, f.Name)
+		}
+	}
+	return list
 }
 
 // Fields returns the documentation of all settings, from the comments of config.proto, in their order there.
@@ -72,7 +84,7 @@ func parseFields() []Field {
 }
 
 func (f *Field) addDoc(line string) {
-	for prefix, dst := range map[string]*string{"Default: ": &f.Default, "Unit: ": &f.Unit, "Example: ": &f.Example} {
+	for prefix, dst := range map[string]*string{"Default: ": &f.Default, "Unit: ": &f.Unit, "Example: ": &f.Example, "Restart: ": &f.Restart} {
 		if v, ok := strings.CutPrefix(line, prefix); ok {
 			*dst = v
 			return

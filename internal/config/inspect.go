@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/x509"
 	"fmt"
 	"strings"
 
@@ -81,7 +82,7 @@ func (c Change) String() string {
 	return c.Name + ": " + value(c.Old) + " -> " + value(c.New)
 }
 
-// Diff returns the settings that differ, in field-number order.
+// Diff returns the settings that differ, in field-number order, and after them the files whose contents do.
 func Diff(before, after *Config) []Change {
 	var list []Change
 	a, b := before.Settings.ProtoReflect(), after.Settings.ProtoReflect()
@@ -92,6 +93,39 @@ func Diff(before, after *Config) []Change {
 			list = append(list, Change{Name: string(fd.Name()), Old: fieldText(a, fd), New: fieldText(b, fd)})
 		}
 	}
+	return append(list, contentChanges(before, after)...)
+}
+
+// contentChanges finds files that have the same name and other contents.
+func contentChanges(before, after *Config) (list []Change) {
+	type content struct {
+		text  string
+		roots *x509.CertPool
+	}
+	old := map[string]content{}
+	files := func(c *Config, found func(name string, is content)) {
+		if c.Relay != nil && c.RelayPasswordFile != "" {
+			found("relay_password_file "+c.RelayPasswordFile, content{text: c.Relay.Password})
+		}
+		for i, r := range c.Routes {
+			if r.Relay != nil && c.Route[i].PasswordFile != "" {
+				found("password_file "+c.Route[i].PasswordFile, content{text: r.Relay.Password})
+			}
+		}
+		if c.ACME != nil && c.Acme.CaFile != "" {
+			found("ca_file "+c.Acme.CaFile, content{roots: c.ACME.Roots})
+		}
+		if c.ACME != nil && c.Acme.EabKeyFile != "" {
+			found("eab_key_file "+c.Acme.EabKeyFile, content{text: string(c.ACME.MACKey)})
+		}
+	}
+	files(before, func(name string, is content) { old[name] = is })
+	files(after, func(name string, is content) {
+		was, ok := old[name]
+		if delete(old, name); ok && (was.text != is.text || !was.roots.Equal(is.roots)) {
+			list = append(list, Change{Name: name, Old: "its content as it was", New: "its content as it is now"})
+		}
+	})
 	return list
 }
 

@@ -59,6 +59,9 @@ func field(b *strings.Builder, f config.Field) {
 	}
 	doc := strings.ReplaceAll(strings.Join(f.Doc, "\n"), "<", `\<`)
 	fmt.Fprintf(b, "%s\n\n%s\n", strings.Join(facts, "; "), doc)
+	if f.Restart != "" {
+		fmt.Fprintf(b, "\nA change takes effect at the next restart: %s\n", f.Restart)
+	}
 	if f.Example != "" {
 		example := f.Example
 		if !strings.HasPrefix(example, f.Name) {
