@@ -64,12 +64,12 @@ func destination(r *mail.Route) (dest, site string) {
 
 // sender returns the sender that the next hop is to see: rewritten for mail from elsewhere that an alias of ours sends out (beyond S-7).
 func (q *Queue) sender(env *mail.Envelope, r *mail.Recipient, route *mail.Route, now time.Time) address.Address {
-	from := env.From
-	if q.conf.SRS == nil || from.IsNull() || route.Transport != mail.SMTP && route.Transport != mail.Relay ||
-		r.Orig.IsNull() || r.Orig == r.To && r.Kind != mail.Forward || !q.conf.LocalDomain(r.Orig.Domain) || q.conf.LocalDomain(from.Domain) {
+	from, c := env.From, q.conf()
+	if c.SRS == nil || from.IsNull() || route.Transport != mail.SMTP && route.Transport != mail.Relay ||
+		r.Orig.IsNull() || r.Orig == r.To && r.Kind != mail.Forward || !c.LocalDomain(r.Orig.Domain) || c.LocalDomain(from.Domain) {
 		return from
 	}
-	rewritten, err := q.conf.SRS.Forward(from, r.Orig.Domain, now)
+	rewritten, err := c.SRS.Forward(from, r.Orig.Domain, now)
 	if err != nil {
 		log.Debugf("queue: sender of a forwarded message stays as it is: %v", err)
 	}
@@ -78,7 +78,7 @@ func (q *Queue) sender(env *mail.Envelope, r *mail.Recipient, route *mail.Route,
 
 // routeOf asks for the route of a recipient. If there is none now, the unit waits for its domain, and the attempt will fail with the error.
 func (q *Queue) routeOf(ctx context.Context, r *mail.Recipient, env *mail.Envelope) (mail.Route, error) {
-	route, err := q.conf.Route(ctx, *r, env)
+	route, err := q.conf().Route(ctx, *r, env)
 	if err != nil {
 		route = mail.Route{Transport: mail.SMTP, Domain: r.To.Domain}
 		if r.Kind == mail.Pipe {
@@ -107,7 +107,7 @@ func (q *Queue) batch(t mail.Transport) int {
 	case mail.Command:
 		return 1
 	}
-	return q.conf.MaxBatch
+	return q.conf().MaxBatch
 }
 
 // plan is the units of a message, made without the lock.
@@ -170,13 +170,13 @@ func (q *Queue) expiry(env *mail.Envelope, r *mail.Recipient) time.Time {
 	if r.NotBefore.After(from) {
 		from = r.NotBefore
 	}
-	return from.Add(q.conf.GiveUpAfter)
+	return from.Add(q.conf().GiveUpAfter)
 }
 
 // schedule makes a record of the entry and puts its units into the schedule. q.mu is held.
 func (q *Queue) schedule(e *Entry, p *plan, now time.Time) (m uint32) {
 	x := &q.index
-	m = x.insert(e, q.conf.DelayNoticeAfter > 0 && wantsDelay(e))
+	m = x.insert(e, wantsDelay(e))
 	for i := range e.Env.Rcpts {
 		if r := &e.Env.Rcpts[i]; !r.GiveUp.IsZero() || !r.NotBefore.IsZero() {
 			end := uint32(max(0, q.expiry(&e.Env, r).Unix()))
@@ -218,7 +218,7 @@ func (q *Queue) addUnit(m uint32, e *Entry, g *group, rcpts []int, solo bool, no
 		r.unit = k
 		q.index.setTransport(r, g.via)
 	}
-	if ask && q.conf.Sites != nil {
+	if ask && q.conf().Sites != nil {
 		select {
 		case q.sites <- g.dest:
 		default: // it stays a site of its own until it is asked for again

@@ -251,7 +251,7 @@ func (q *Queue) complain(format string, a ...any) {
 
 // erase removes the message from the store.
 func (q *Queue) erase(l *live) error {
-	err := q.conf.Store.Remove(l.entry.ID)
+	err := q.conf().Store.Remove(l.entry.ID)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		q.complain("queue: cannot remove message %s, trying again: %v", l.entry.ID, err)
 		return err
@@ -350,7 +350,7 @@ func (q *Queue) save(l *live) error {
 	if len(ups) == 0 {
 		return nil
 	}
-	err := q.conf.Store.Update(l.entry.ID, ups...)
+	err := q.conf().Store.Update(l.entry.ID, ups...)
 	if errors.Is(err, ErrNotFound) { // somebody removed it behind our back; the next to look for it will notice
 		return nil
 	}

@@ -31,7 +31,7 @@ func (q *Queue) Begin(ctx context.Context) (mail.Draft, error) { return q.BeginA
 
 // BeginAs is Begin for a message that was promised its id already.
 func (q *Queue) BeginAs(ctx context.Context, id mail.ID) (mail.Draft, error) {
-	in, err := q.conf.Store.Create()
+	in, err := q.conf().Store.Create()
 	if err != nil {
 		trace.From(ctx).Errorf("queue: cannot start a message: %w", err)
 		return nil, storeReply(err)
@@ -104,11 +104,11 @@ func (d *draft) Commit(ctx context.Context, env *mail.Envelope, prefix []byte) (
 	}
 	ctx, span := trace.Start(ctx, trace.QueuePut, string(d.id))
 	defer span.Finish()
-	if q.items.Add(1) > int64(q.conf.MaxItems) {
+	if limit := q.conf().MaxItems; q.items.Add(1) > int64(limit) {
 		q.items.Add(-1)
 		d.in.Discard()
 		q.m.put(env.Source, putFull, 0, env.Trace)
-		return "", &storeError{replyItems, span.Errorf("queue: %d messages are waiting, the limit", q.conf.MaxItems)}
+		return "", &storeError{replyItems, span.Errorf("queue: %d messages are waiting, the limit", limit)}
 	}
 	q.m.offered()
 	l, err := q.commit(ctx, d.id, d.in, env, prefix)
@@ -166,6 +166,7 @@ func (q *Queue) commit(ctx context.Context, id mail.ID, in Incoming, env *mail.E
 
 // expand returns the final recipients, each once. Addresses that we rewrote when they forwarded mail become what they stand for (beyond S-7).
 func (q *Queue) expand(ctx context.Context, rcpts []mail.Recipient) ([]mail.Recipient, error) {
+	c := q.conf()
 	out := make([]mail.Recipient, len(rcpts))
 	copy(out, rcpts)
 	for i := range out {
@@ -173,16 +174,16 @@ func (q *Queue) expand(ctx context.Context, rcpts []mail.Recipient) ([]mail.Reci
 		if r.Orig.IsNull() {
 			r.Orig = r.To
 		}
-		if q.conf.SRS != nil && srs.Is(r.To) && q.conf.LocalDomain(r.To.Domain) {
-			if a, err := q.conf.SRS.Original(r.To, q.conf.LocalDomain, time.Now()); err == nil {
+		if c.SRS != nil && srs.Is(r.To) && c.LocalDomain(r.To.Domain) {
+			if a, err := c.SRS.Original(r.To, c.LocalDomain, time.Now()); err == nil {
 				trace.From(ctx).Printf("bounce address %s stands for %s", r.To, a)
 				r.To = a
 			}
 		}
 	}
-	if q.conf.Expand != nil {
+	if c.Expand != nil {
 		var err error
-		if out, err = q.conf.Expand(ctx, out); err != nil {
+		if out, err = c.Expand(ctx, out); err != nil {
 			reply := replyAlias
 			errors.As(err, &reply)
 			return nil, &storeError{reply, err}

@@ -168,6 +168,6 @@ func (q *Queue) Stats() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	x := &q.index
-	return Stats{Messages: x.n, Capacity: q.conf.MaxItems, Waiting: int(x.states[waiting]), Sending: int(x.states[sending]),
+	return Stats{Messages: x.n, Capacity: q.conf().MaxItems, Waiting: int(x.states[waiting]), Sending: int(x.states[sending]),
 		Held: int(x.states[held]), Bytes: x.size, Oldest: x.ages.oldest(time.Now()), Running: q.sched.Running()}
 }

@@ -347,7 +347,7 @@ func (q *Queue) item(m uint32, key idKey) (it Item, ok bool) {
 	}
 	id := q.index.id(m)
 	q.mu.Unlock()
-	e, err := q.conf.Store.Load(id)
+	e, err := q.conf().Store.Load(id)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	r := q.index.at(m)

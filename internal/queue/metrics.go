@@ -146,7 +146,7 @@ func gauges(r *expvarom.Registry, q *Queue) {
 			emit(float64(states[s]), s.String())
 		}
 	})
-	r.GaugeFunc("chasquid_queue_capacity_items", "Messages the queue takes before it answers 452.", func() float64 { return float64(q.conf.MaxItems) })
+	r.GaugeFunc("chasquid_queue_capacity_items", "Messages the queue takes before it answers 452.", func() float64 { return float64(q.conf().MaxItems) })
 	r.GaugeVecFunc("chasquid_queue_recipients", "Recipients of the messages in the queue, by way and status.", []string{"type", "status"}, func(emit func(float64, ...string)) {
 		q.mu.Lock()
 		rcpts := q.index.rcpts

@@ -48,7 +48,7 @@ func (q *Queue) notes(m uint32, l *live) (ns []note) {
 	})
 	if len(failed.rcpts) > 0 {
 		if failed.to.IsNull() {
-			failed.to = q.conf.DoubleBounceTo
+			failed.to = q.conf().DoubleBounceTo
 		}
 		ns = append(ns, failed)
 	}
@@ -74,7 +74,7 @@ func (q *Queue) tellable(e *Entry, i int, r *ref) bool {
 
 // doubleBounce reports whether the failure of a message from nobody is to be told to somebody: not if it is that one who cannot be reached.
 func (q *Queue) doubleBounce(e *Entry, r *mail.Recipient) bool {
-	to := q.conf.DoubleBounceTo
+	to := q.conf().DoubleBounceTo
 	if !e.Env.From.IsNull() {
 		return false
 	}
@@ -136,8 +136,8 @@ func (q *Queue) writeNotice(ctx context.Context, l *live, n note, id mail.ID) (*
 	defer span.Finish()
 	span.Link(e.Env.Trace)
 	doc := &dsn.Notice{Kind: n.kind, ID: id, Orig: e.ID, Env: &e.Env, Rcpts: q.told(l, n), To: n.to,
-		Domain: q.noticeDomain(e, n), Host: q.conf.Hostname, Now: now}
-	in, err := q.conf.Store.Create()
+		Domain: q.noticeDomain(e, n), Host: q.conf().Hostname, Now: now}
+	in, err := q.conf().Store.Create()
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +159,7 @@ func (q *Queue) writeNotice(ctx context.Context, l *live, n note, id mail.ID) (*
 
 // fill writes the notice with the original message. One that is damaged or gone is left out.
 func (q *Queue) fill(in Incoming, doc *dsn.Notice, orig mail.ID) (dsn.Form, error) {
-	body, err := q.conf.Store.Open(orig)
+	body, err := q.conf().Store.Open(orig)
 	switch {
 	case err == nil:
 		defer body.Close()
@@ -172,10 +172,11 @@ func (q *Queue) fill(in Incoming, doc *dsn.Notice, orig mail.ID) (dsn.Form, erro
 
 // sign returns the header lines that sign the notice. A notice without signature is better than none.
 func (q *Queue) sign(ctx context.Context, domain string, in Incoming) []byte {
-	if q.conf.Sign == nil {
+	sign := q.conf().Sign
+	if sign == nil {
 		return nil
 	}
-	header, err := q.conf.Sign(ctx, domain, io.Reader(in.Content()))
+	header, err := sign(ctx, domain, io.Reader(in.Content()))
 	if err != nil {
 		trace.From(ctx).Errorf("queue: the notice goes without signature: %w", err)
 		return nil
@@ -202,21 +203,22 @@ func (q *Queue) told(l *live, n note) []dsn.Rcpt {
 
 // noticeDomain is the domain a notice comes from (compat Q-14).
 func (q *Queue) noticeDomain(e *Entry, n note) string {
-	if d := e.Env.From.Domain; d != "" && q.conf.LocalDomain(d) {
+	c := q.conf()
+	if d := e.Env.From.Domain; d != "" && c.LocalDomain(d) {
 		return d
 	}
 	for _, i := range n.rcpts {
-		if d := e.Env.Rcpts[i].Orig.Domain; d != "" && q.conf.LocalDomain(d) {
+		if d := e.Env.Rcpts[i].Orig.Domain; d != "" && c.LocalDomain(d) {
 			return d
 		}
 	}
 	for i := range e.Env.Rcpts {
-		if d := e.Env.Rcpts[i].Orig.Domain; d != "" && q.conf.LocalDomain(d) {
+		if d := e.Env.Rcpts[i].Orig.Domain; d != "" && c.LocalDomain(d) {
 			return d
 		}
 	}
-	if q.conf.LocalDomain(q.conf.Hostname) {
-		return q.conf.Hostname
+	if c.LocalDomain(c.Hostname) {
+		return c.Hostname
 	}
 	return "unknown"
 }

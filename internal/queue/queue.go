@@ -116,7 +116,8 @@ func setDuration(d *time.Duration, def time.Duration) {
 // Memory holds a small record of each message (see record) and the schedule; envelopes are read back from the store for an attempt. All of
 // it is guarded by mu, which is never held while something is read, written, delivered or observed, nor for a walk over all records.
 type Queue struct {
-	conf  Config
+	settings atomic.Pointer[Config]
+
 	m     *metrics
 	items atomic.Int64 // messages taken responsibility for, and those about to be
 	ready atomic.Bool  // everything the store held is loaded
@@ -145,18 +146,37 @@ type Queue struct {
 
 // New returns a queue. Messages can be put into it at once; Run loads what the store holds and delivers.
 func New(conf Config) *Queue {
-	q := &Queue{conf: conf.withDefaults(), index: newIndex(), live: map[uint32]*live{}, ctx: context.Background(), own: context.Background(),
+	q := &Queue{index: newIndex(), live: map[uint32]*live{}, ctx: context.Background(), own: context.Background(),
 		ours: map[mail.ID]struct{}{}, wake: make(chan struct{}, 1), ticked: make(chan struct{}), sites: make(chan string, 1024), tokens: make(chan struct{}, maxRecording)}
-	q.sched = newSchedule(&q.conf)
+	conf = conf.withDefaults()
+	q.settings.Store(&conf)
+	q.sched = sched.New(conf.limits())
 	q.m = newMetrics(conf.Metrics, q)
 	return q
 }
 
-func newSchedule(c *Config) *sched.Schedule {
-	return sched.New(sched.Config{Workers: c.Workers, PerSite: c.SiteWorkers, Local: c.LocalWorkers, Pipe: c.PipeWorkers})
+// conf is the configuration in force. What needs more than one value of it asks once.
+func (q *Queue) conf() *Config { return q.settings.Load() }
+
+// Configure replaces the configuration, but for the store and the metrics, which stay. It counts from the next decision on: messages that
+// wait are given up, told of and attempted by the new one.
+func (q *Queue) Configure(conf Config) {
+	conf = conf.withDefaults()
+	old := q.conf()
+	conf.Store, conf.Metrics = old.Store, old.Metrics
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.settings.Store(&conf)
+	q.sched.Configure(conf.limits(), time.Now())
+	q.kick()
+}
+
+// limits is what the schedule needs of the configuration.
+func (c *Config) limits() sched.Config {
+	return sched.Config{Workers: c.Workers, PerSite: c.SiteWorkers, Local: c.LocalWorkers, Pipe: c.PipeWorkers}
 }
 
 func (q *Queue) observe(e *timeline.Event) {
 	e.At = time.Now()
-	q.conf.Observer.Observe(e)
+	q.conf().Observer.Observe(e)
 }

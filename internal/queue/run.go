@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/queue/sched"
 	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
 )
@@ -112,10 +113,11 @@ func (q *Queue) drain(interrupt func()) {
 	q.idle = nil
 	n := q.sched.Running()
 	q.mu.Unlock()
+	limit := q.conf().Grace
 	if n > 0 {
-		log.Infof("queue: waiting up to %v for %d running deliveries", q.conf.Grace, n)
+		log.Infof("queue: waiting up to %v for %d running deliveries", limit, n)
 	}
-	grace := time.AfterFunc(q.conf.Grace, interrupt)
+	grace := time.AfterFunc(limit, interrupt)
 	q.work.Wait()
 	grace.Stop()
 }
@@ -126,7 +128,7 @@ func (q *Queue) Forget() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.index, q.live, q.ours = newIndex(), map[uint32]*live{}, map[mail.ID]struct{}{}
-	q.sched = newSchedule(&q.conf)
+	q.sched = sched.New(q.conf().limits())
 	q.items.Store(0)
 	q.ready.Store(false)
 }
@@ -137,7 +139,7 @@ func (q *Queue) loadAll(ctx context.Context) error {
 	ctx, span := trace.Start(ctx, trace.Reload, "queue")
 	defer span.Finish()
 	start, n, bad := time.Now(), 0, 0
-	for e, err := range q.conf.Store.All() {
+	for e, err := range q.conf().Store.All() {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -196,7 +198,7 @@ func (q *Queue) askSites(ctx context.Context) {
 			return
 		case domain := <-q.sites:
 			ask, cancel := context.WithTimeout(ctx, timeout)
-			site, err := q.conf.Sites(ask, domain)
+			site, err := q.conf().Sites(ask, domain)
 			cancel()
 			if err != nil {
 				log.Debugf("queue: site of %s: %v", domain, err)

@@ -75,14 +75,15 @@ func (q *Queue) chore(m uint32, now time.Time) chore {
 	if l := q.live[m]; l != nil && len(l.dirty) > 0 {
 		return saveIt
 	}
-	end := int64(r.arrived) + int64(q.conf.GiveUpAfter/time.Second)
+	c := q.conf()
+	end := int64(r.arrived) + int64(c.GiveUpAfter/time.Second)
 	if own, ok := q.index.giveUp[m]; ok {
 		end = int64(own)
 	}
 	if now.Unix() > end && q.waitsForSlot(m) {
 		return expireIt
 	}
-	if r.flags&delayDone == 0 && now.Unix() >= int64(r.arrived)+int64(q.conf.DelayNoticeAfter/time.Second) {
+	if r.flags&delayDone == 0 && c.DelayNoticeAfter > 0 && now.Unix() >= int64(r.arrived)+int64(c.DelayNoticeAfter/time.Second) {
 		return delayIt
 	}
 	if r.flags&isMany != 0 && q.tellNow(m, r, now) {

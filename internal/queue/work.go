@@ -148,7 +148,7 @@ func (q *Queue) release(m uint32, l *live) {
 // load reads the entry from the store unless it is in memory.
 func (q *Queue) load(l *live) error {
 	l.once.Do(func() {
-		e, err := q.conf.Store.Load(l.entry.ID)
+		e, err := q.conf().Store.Load(l.entry.ID)
 		if l.err = err; err == nil {
 			l.entry = e
 		}
@@ -303,7 +303,7 @@ func (a *attempt) call(number int) {
 		return
 	}
 	job := mail.Job{ID: e.ID, Env: &e.Env, Route: a.route, From: a.from, Attempt: number, Size: e.Size,
-		Open: func() (io.ReadCloser, error) { return q.conf.Store.Open(e.ID) }}
+		Open: func() (io.ReadCloser, error) { return q.conf().Store.Open(e.ID) }}
 	if len(rcpts) == len(e.Env.Rcpts) {
 		job.Rcpts = e.Env.Rcpts
 	} else {
@@ -316,7 +316,7 @@ func (a *attempt) call(number int) {
 	gauge.Inc()
 	defer gauge.Dec()
 	start := time.Now()
-	out := q.conf.Courier.Deliver(a.ctx, job)
+	out := q.conf().Courier.Deliver(a.ctx, job)
 	a.took = time.Since(start)
 	if len(out) != len(rcpts) {
 		err := trace.From(a.ctx).Errorf("queue: the courier gave %d outcomes for %d recipients", len(out), len(rcpts))

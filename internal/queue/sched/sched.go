@@ -114,6 +114,22 @@ func New(conf Config) *Schedule {
 		runs: map[Key]run{}, flows: map[flowKey]*flow{}}
 }
 
+// Configure replaces the bounds. Attempts under way go on; no new one begins where there are too many.
+func (s *Schedule) Configure(conf Config, now time.Time) {
+	s.conf = conf.withDefaults()
+	for _, st := range s.sites {
+		switch st.class {
+		case local:
+			st.limit = float64(s.conf.Local)
+		case pipe:
+			st.limit = float64(s.conf.Pipe)
+		default:
+			st.limit = min(st.limit, float64(s.conf.PerSite))
+		}
+		s.enqueue(st, now)
+	}
+}
+
 func (s *Schedule) unit(k Key) *unit { return &s.chunks[k>>chunkBits][k&(chunkSize-1)] }
 
 func (s *Schedule) alloc() Key {

@@ -299,6 +299,8 @@ func TestMinFree(t *testing.T) {
 	if err := put(s, entry("four"), "", strings.Repeat("x", 200_000)); !errors.Is(err, queue.ErrFull) {
 		t.Errorf("a long message on an almost full disk: %v", err)
 	}
+	s.SetMinFree(64 << 10)
+	must(t, put(s, entry("less reserve"), "", "text"))
 	mem.SetCapacity(0)
 	must(t, put(s, entry("five"), "", "text"))
 	if err := s.Err(); err != nil {

@@ -106,7 +106,7 @@ func (d *draft) freeSmall() {
 // flushBlock writes the full buffer to the disk. It uses up to three quarters of the reserve: notices may be large too, and
 // whether the message may be accepted is decided at commit.
 func (d *draft) flushBlock() error {
-	if err := d.s.checkReserve(d.s.cfg.MinFree / 4); err != nil {
+	if err := d.s.checkReserve(d.s.minFree.Load() / 4); err != nil {
 		return err
 	}
 	if d.file == nil && d.flushd+blockSize <= d.s.cfg.LargeBody {

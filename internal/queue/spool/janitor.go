@@ -199,7 +199,7 @@ func (s *Store) sparsest() *segment {
 		return nil
 	}
 	young := uint32(youngSegments)
-	if s.checkReserve(2*s.cfg.MinFree) != nil {
+	if s.checkReserve(2*s.minFree.Load()) != nil {
 		young = 0
 	}
 	s.x.mu.RLock()

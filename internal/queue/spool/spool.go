@@ -75,7 +75,9 @@ func (c *Config) setDefaults() {
 
 // Store is a queue.Store in a directory.
 type Store struct {
-	cfg Config
+	cfg     Config
+	minFree atomic.Int64 // Config.MinFree, as it is now
+
 	fs  vfs.FS
 	dir string
 	m   *metrics
@@ -116,6 +118,7 @@ func Open(cfg Config) (*Store, error) {
 		wake: make(chan struct{}, 1),
 		stop: make(chan struct{}),
 	}
+	s.minFree.Store(cfg.MinFree)
 	s.q.idle.L = &s.q.mu
 	s.q.joined = make(chan struct{}, 1)
 	if err := vfs.MkdirAll(s.fs, s.dir, 0700); err != nil {
@@ -318,7 +321,7 @@ func (sp *space) forget() { sp.checked.Store(0) }
 func (s *Store) freeBytes() (int64, error) {
 	now := time.Now().UnixNano()
 	free := s.space.free.Load()
-	if s.cfg.spaceCheck > 0 && now-s.space.checked.Load() < int64(s.cfg.spaceCheck) && free >= s.cfg.MinFree {
+	if s.cfg.spaceCheck > 0 && now-s.space.checked.Load() < int64(s.cfg.spaceCheck) && free >= s.minFree.Load() {
 		return free, nil
 	}
 	free, err := s.fs.Free(s.dir)
@@ -331,10 +334,18 @@ func (s *Store) freeBytes() (int64, error) {
 }
 
 // checkSpace returns queue.ErrFull if mail from outside would use the reserve.
-func (s *Store) checkSpace() error { return s.checkReserve(s.cfg.MinFree) }
+func (s *Store) checkSpace() error { return s.checkReserve(s.minFree.Load()) }
+
+// SetMinFree changes Config.MinFree; 0 is its default.
+func (s *Store) SetMinFree(bytes int64) {
+	if bytes == 0 {
+		bytes = defaultMinFree
+	}
+	s.minFree.Store(bytes)
+}
 
 func (s *Store) checkReserve(reserve int64) error {
-	if s.cfg.MinFree < 0 {
+	if s.minFree.Load() < 0 {
 		return nil
 	}
 	free, err := s.freeBytes()

@@ -255,7 +255,7 @@ func (s *Store) prepareNext() error {
 	if s.prep.next != nil || s.brokenErr() != nil {
 		return nil
 	}
-	if len(s.prep.spares) == 0 && s.checkReserve(s.cfg.MinFree+s.cfg.SegmentSize) != nil {
+	if len(s.prep.spares) == 0 && s.checkReserve(s.minFree.Load()+s.cfg.SegmentSize) != nil {
 		return nil
 	}
 	g, err := s.makeSegment()
