@@ -44,9 +44,9 @@ func (s *server) loadUsers(ctx context.Context) error {
 		}
 	}
 	s.auth = auth.New(auth.Config{Fallback: fallback})
-	s.aliases = aliases.New(aliases.Config{SuffixSeparators: s.conf.GetSuffixSeparators(), DropCharacters: s.conf.GetDropCharacters(),
+	s.aliases = aliases.New(aliases.Config{Settings: aliases.Settings{SuffixSeparators: s.conf.GetSuffixSeparators(), DropCharacters: s.conf.GetDropCharacters(), HookTimeout: s.conf.Time.AliasHook},
 		Local: s.domains.IsLocal, User: s.auth.Exists, First: s.auth.First, Primary: s.primaryDomain, Hook: aliasHook,
-		HookEnv: os.Environ(), HookTimeout: s.conf.Time.AliasHook, Metrics: s.reg})
+		HookEnv: os.Environ(), Metrics: s.reg})
 	if err := s.loadDomainFiles(ctx); err != nil {
 		return err
 	}

@@ -183,8 +183,7 @@ func (s *server) openData(ctx context.Context) error {
 		return remedy.With(fmt.Errorf("Error making the data directory: %w", err), "let the server's user make it, or correct data_dir")
 	}
 	var err error
-	s.history, err = history.Open(history.Config{Path: filepath.Join(dir, "history.db"), Keep: time.Duration(s.conf.GetHistoryDays()) * 24 * time.Hour,
-		MaxBytes: int64(s.conf.GetHistoryMaxMb()) << 20, HashAddresses: s.conf.GetHistoryHashAddresses(), Metrics: s.reg})
+	s.history, err = history.Open(history.Config{Path: filepath.Join(dir, "history.db"), Settings: historySettings(s.conf), Metrics: s.reg})
 	if err != nil {
 		// Mail is more important than its history.
 		log.Errorf("The history of messages is not available: %v", err)
@@ -192,6 +191,11 @@ func (s *server) openData(ctx context.Context) error {
 		s.up.events.here = append(s.up.events.here, s.history)
 	}
 	return s.openState(ctx, dir)
+}
+
+func historySettings(conf *config.Config) history.Settings {
+	return history.Settings{Keep: time.Duration(conf.GetHistoryDays()) * 24 * time.Hour, MaxBytes: int64(conf.GetHistoryMaxMb()) << 20,
+		HashAddresses: conf.GetHistoryHashAddresses()}
 }
 
 // running is what runs, by when it stops.

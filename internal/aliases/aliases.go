@@ -39,10 +39,17 @@ const (
 	maxHooks = 64        // hooks that run at once; more wait
 )
 
-// Config is what a Resolver needs. The zero value knows no local domain and returns every address as it is.
-type Config struct {
+// Settings are the part of a Config that may change while the Resolver works; see Prepare.
+type Settings struct {
 	SuffixSeparators string // every rune starts a suffix; empty: there are no suffixes
 	DropCharacters   string // every rune is left out of user names; empty: none
+
+	HookTimeout time.Duration // of one run of the alias-resolve hook; 0: DefaultHookTimeout
+}
+
+// Config is what a Resolver needs. The zero value knows no local domain and returns every address as it is.
+type Config struct {
+	Settings
 
 	Local   func(domain string) bool                                      // whether we are responsible for the (normalised) domain
 	User    func(ctx context.Context, addr address.Address) (bool, error) // whether the (clean) address is a mailbox; nil: none is
@@ -51,11 +58,10 @@ type Config struct {
 
 	FS fs.FS // where Load reads; nil: the working directory
 
-	Hook        string         // path of the alias-resolve hook, run if the file exists; empty: none
-	HookEnv     []string       // its whole environment
-	HookDir     string         // its working directory
-	HookTimeout time.Duration  // 0: DefaultHookTimeout
-	Runner      command.Runner // nil: real programs
+	Hook    string         // path of the alias-resolve hook, run if the file exists; empty: none
+	HookEnv []string       // its whole environment
+	HookDir string         // its working directory
+	Runner  command.Runner // nil: real programs
 
 	MaxRecipients int // of one address; 0: DefaultMaxRecipients
 	Metrics       *expvarom.Registry
@@ -69,10 +75,9 @@ var (
 
 // Resolver resolves aliases. It is safe for concurrent use.
 type Resolver struct {
-	cfg     Config
-	rules   rules
+	cfg     Config // but for what is in Settings
 	metrics *metrics
-	tables  atomic.Pointer[map[string]*table]
+	now     atomic.Pointer[state]
 	hooks   chan struct{} // a slot for each hook that may run at once
 
 	mu    sync.Mutex // held while loading
@@ -96,19 +101,51 @@ func New(cfg Config) *Resolver {
 	if cfg.FS == nil {
 		cfg.FS = os.DirFS(".")
 	}
-	if cfg.HookTimeout == 0 {
-		cfg.HookTimeout = DefaultHookTimeout
-	}
 	if cfg.Runner == nil {
 		cfg.Runner = command.Exec{}
 	}
 	if cfg.MaxRecipients == 0 {
 		cfg.MaxRecipients = DefaultMaxRecipients
 	}
-	r := &Resolver{cfg: cfg, rules: rules{sep: cfg.SuffixSeparators, drop: cfg.DropCharacters}, metrics: newMetrics(cfg.Metrics),
-		hooks: make(chan struct{}, maxHooks)}
-	r.tables.Store(&map[string]*table{})
+	r := &Resolver{cfg: cfg, metrics: newMetrics(cfg.Metrics), hooks: make(chan struct{}, maxHooks)}
+	r.now.Store(newState(cfg.Settings, map[string]*table{}))
 	return r
+}
+
+// state is what a look-up sees from its start to its end. It is immutable.
+type state struct {
+	rules       rules
+	hookTimeout time.Duration
+	tables      map[string]*table // by domain, each read by these rules
+}
+
+func newState(s Settings, tables map[string]*table) *state {
+	if s.HookTimeout == 0 {
+		s.HookTimeout = DefaultHookTimeout
+	}
+	return &state{rules: rules{sep: s.SuffixSeparators, drop: s.DropCharacters}, hookTimeout: s.HookTimeout, tables: tables}
+}
+
+// Prepare gets ready for other settings: if they give names another meaning, all files are read again. Apply puts them in force. An error
+// says which file cannot be read, and nothing changes: its old table cannot be used with other rules.
+func (r *Resolver) Prepare(ctx context.Context, s Settings) (apply func(), err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := r.now.Load()
+	next := newState(s, old.tables)
+	if next.rules != old.rules {
+		if next.tables, err = r.read(ctx, next.rules, nil); err != nil {
+			return nil, err
+		}
+	}
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if next.rules == old.rules {
+			next.tables = r.now.Load().tables // files may have been loaded meanwhile; if the rules are others, the next Load sees to it
+		}
+		r.now.Store(next)
+	}, nil
 }
 
 // Load replaces the tables by the contents of these files, one per domain. Domains not named have no aliases from then on; a missing
@@ -129,24 +166,32 @@ func (r *Resolver) Reload(ctx context.Context) error {
 }
 
 func (r *Resolver) reload(ctx context.Context) error {
+	old := r.now.Load()
+	next := *old
+	var err error
+	next.tables, err = r.read(ctx, old.rules, old.tables)
+	r.now.Store(&next)
+	return err
+}
+
+// read returns the tables of all files by the rules; old are those to use instead where a file is bad, or the same as it was.
+func (r *Resolver) read(ctx context.Context, ru rules, old map[string]*table) (map[string]*table, error) {
 	_, span := trace.Start(ctx, trace.Reload, "aliases")
 	defer span.Finish()
-	old := *r.tables.Load()
 	tables := make(map[string]*table, len(r.files))
 	var errs []error
 	for _, f := range r.files {
-		t, err := r.readTable(f, old[f.Domain])
+		t, err := r.readTable(f, ru, old[f.Domain])
 		if err != nil {
 			errs = append(errs, span.Error(err))
 		}
 		tables[f.Domain] = t
 	}
-	r.tables.Store(&tables)
-	return errors.Join(errs...)
+	return tables, errors.Join(errs...)
 }
 
 // readTable returns the table of the file; with an error the one to use instead.
-func (r *Resolver) readTable(f File, old *table) (*table, error) {
+func (r *Resolver) readTable(f File, ru rules, old *table) (*table, error) {
 	data, err := readFile(r.cfg.FS, f.Path)
 	sum := sha256.Sum256(data)
 	if err == nil && old != nil && old.err == nil && old.sum == sum {
@@ -154,7 +199,7 @@ func (r *Resolver) readTable(f File, old *table) (*table, error) {
 	}
 	var t *table
 	if err == nil {
-		t, err = parseFile(f.Path, f.Domain, r.rules, bytes.NewReader(data))
+		t, err = parseFile(f.Path, f.Domain, ru, bytes.NewReader(data))
 		err = remedy.With(err, "correct that line: it reads \"name: address, address\" or \"name: | command\"")
 	} else {
 		// The words of existing installations.
@@ -189,14 +234,8 @@ func readFile(fsys fs.FS, path string) ([]byte, error) {
 
 // Count returns the number of aliases in the file of the domain.
 func (r *Resolver) Count(domain string) int {
-	if t := (*r.tables.Load())[domain]; t != nil {
+	if t := r.now.Load().tables[domain]; t != nil {
 		return len(t.entries)
 	}
 	return 0
-}
-
-// Clean returns the address as a mailbox is known: without suffix and drop characters, normalised.
-func (r *Resolver) Clean(addr address.Address) (address.Address, error) {
-	user, _, err := r.rules.clean(addr.Local)
-	return address.Address{Local: user, Domain: addr.Domain}, err
 }

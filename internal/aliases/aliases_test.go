@@ -115,7 +115,7 @@ func TestResolve(t *testing.T) {
 			"p.test":     "",
 			"empty.test": "",
 		},
-		cfg: Config{SuffixSeparators: "+-", DropCharacters: "._"},
+		cfg: Config{Settings: Settings{SuffixSeparators: "+-", DropCharacters: "._"}},
 	}
 	r := w.resolver(t)
 	cases := []struct{ addr, want, exists string }{
@@ -445,7 +445,7 @@ func TestExplain(t *testing.T) {
 	w := &world{
 		users: []string{"user@d.test"},
 		files: map[string]string{"d.test": "\nlist: user+x, nobody, out@remote.test, list2\nlist2: user+x, away via mx2", "e.test": "*: * via mx1"},
-		cfg:   Config{SuffixSeparators: "+"},
+		cfg:   Config{Settings: Settings{SuffixSeparators: "+"}},
 	}
 	r := w.resolver(t)
 	for addr, want := range map[string]string{
@@ -513,7 +513,7 @@ func TestOwns(t *testing.T) { // R-9
 		files: map[string]string{
 			"d.test": "sales: user, bob\nsales2: sales\nuser+fax: | fax\nbob: bob@far.test\npipe: | prog\nloop: loop", "e.test": "*: *@d.test",
 		},
-		cfg: Config{SuffixSeparators: "+", DropCharacters: "."},
+		cfg: Config{Settings: Settings{SuffixSeparators: "+", DropCharacters: "."}},
 	}
 	r := w.resolver(t)
 	for _, c := range []struct {
@@ -554,7 +554,7 @@ func TestOwns(t *testing.T) { // R-9
 
 // The common case: a recipient of ours, looked up at RCPT and again when the message is queued.
 func BenchmarkLocalUser(b *testing.B) {
-	w := &world{users: []string{"user@d.test"}, files: map[string]string{"d.test": "list: user"}, cfg: Config{SuffixSeparators: "+", DropCharacters: "."}}
+	w := &world{users: []string{"user@d.test"}, files: map[string]string{"d.test": "list: user"}, cfg: Config{Settings: Settings{SuffixSeparators: "+", DropCharacters: "."}}}
 	r := w.resolver(b)
 	r.cfg.User = func(context.Context, address.Address) (bool, error) { return true, nil }
 	ctx, rcpts := b.Context(), []mail.Recipient{{To: address.MustParse("user@d.test")}}

@@ -16,7 +16,7 @@ const maxBroken = 20000
 // Broken returns an error for each alias that leads back to itself, too deep, or to too many: mail for it cannot be delivered. The hook
 // is not asked.
 func (r *Resolver) Broken(ctx context.Context) (errs []error) {
-	tables := *r.tables.Load()
+	tables := r.now.Load().tables
 	n := 0
 	for _, domain := range slices.Sorted(maps.Keys(tables)) {
 		t := tables[domain]

@@ -53,7 +53,7 @@ func (r *Resolver) runHook(x *resolution, addr address.Address) answer {
 	}
 	done := r.metrics.begin(x.asking)
 	res := r.cfg.Runner.Run(ctx, command.Spec{
-		Path: r.cfg.Hook, Args: []string{raw}, Env: r.cfg.HookEnv, Dir: r.cfg.HookDir, Timeout: r.cfg.HookTimeout,
+		Path: r.cfg.Hook, Args: []string{raw}, Env: r.cfg.HookEnv, Dir: r.cfg.HookDir, Timeout: x.state.hookTimeout,
 	})
 	ans, result := judge(raw, addr.Domain, res)
 	done(res.Duration, span.ID(), result)

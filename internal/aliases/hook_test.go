@@ -68,7 +68,7 @@ func hookWorld(t *testing.T) (*fakeHook, *world, *expvarom.Registry) {
 		users: []string{"user@d.test", "user2@d.test", "solo@e.test"},
 		files: map[string]string{"d.test": "both: x@remote.test", "e.test": ""},
 		cfg: Config{
-			SuffixSeparators: "+", DropCharacters: ".", Hook: path, HookEnv: []string{"A=b"}, HookDir: "/", Runner: h, Metrics: reg,
+			Settings: Settings{SuffixSeparators: "+", DropCharacters: "."}, Hook: path, HookEnv: []string{"A=b"}, HookDir: "/", Runner: h, Metrics: reg,
 		},
 	}
 	return h, w, reg

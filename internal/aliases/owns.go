@@ -13,11 +13,13 @@ func (r *Resolver) Owns(ctx context.Context, user, from address.Address) (bool, 
 	if user.Domain == "" && !r.elsewhere(from) {
 		user.Domain = from.Domain
 	}
-	own, err := r.Clean(user)
-	if err != nil {
+	rules := r.stateFor(ctx).rules
+	own := user
+	var err error
+	if own.Local, _, err = rules.clean(user.Local); err != nil {
 		return false, err
 	}
-	local, err := r.rules.exact(from.Local)
+	local, err := rules.exact(from.Local)
 	if err != nil {
 		return false, nil // no user has such a name
 	}

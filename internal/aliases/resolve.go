@@ -61,7 +61,7 @@ func (r *Resolver) elsewhere(addr address.Address) bool {
 type resolution struct {
 	r      *Resolver
 	ctx    context.Context
-	tables map[string]*table
+	state  *state
 	hooked bool // the hook exists
 	cache  *cache
 
@@ -83,7 +83,7 @@ type recipientKey struct {
 }
 
 func (r *Resolver) newResolution(ctx context.Context) *resolution {
-	return &resolution{r: r, ctx: ctx, tables: *r.tables.Load(), hooked: r.hookExists(), cache: cacheOf(ctx)}
+	return &resolution{r: r, ctx: ctx, state: r.stateFor(ctx), hooked: r.hookExists(), cache: cacheOf(ctx)}
 }
 
 // walk adds the final recipients of addr; path is the aliases that lead to it.
@@ -127,11 +127,11 @@ func (x *resolution) walk(addr address.Address, path []address.Address) error {
 
 // aliasesOf looks up the address with its suffix, then without. mailbox is the recipient if there is no alias.
 func (x *resolution) aliasesOf(addr address.Address, path []address.Address) (ts []target, mailbox mail.Recipient, err error) {
-	exact, err := x.r.rules.exact(addr.Local)
+	exact, err := x.state.rules.exact(addr.Local)
 	if err != nil {
 		return nil, mailbox, err
 	}
-	clean, detail, err := x.r.rules.clean(addr.Local)
+	clean, detail, err := x.state.rules.clean(addr.Local)
 	if err != nil {
 		return nil, mailbox, err
 	}
@@ -172,7 +172,7 @@ func (x *resolution) follow(ts []target, star address.Address, path []address.Ad
 func (x *resolution) end(addr address.Address, mailbox mail.Recipient, path []address.Address) error {
 	all := address.Address{Local: "*", Domain: addr.Domain}
 	postmaster := mailbox.To.Local == "postmaster"
-	mayCatch := x.hooked || x.tables[addr.Domain].has("*") || postmaster
+	mayCatch := x.hooked || x.state.tables[addr.Domain].has("*") || postmaster
 	if !mayCatch && !x.explain && (!x.asking || x.live) {
 		return x.add(mailbox) // whether it exists makes no difference any more
 	}
@@ -257,7 +257,7 @@ func keyOf(rcpt mail.Recipient) recipientKey {
 // lookup returns the aliases of exactly this address: those of the file, then those of the hook.
 func (x *resolution) lookup(addr address.Address, depth int) ([]target, error) {
 	var ts []target
-	if t := x.tables[addr.Domain]; t != nil {
+	if t := x.state.tables[addr.Domain]; t != nil {
 		if t.err != nil {
 			return nil, t.err
 		}

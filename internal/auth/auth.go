@@ -46,9 +46,10 @@ type Config struct {
 
 // Authenticator answers for all domains. It is safe for concurrent use.
 type Authenticator struct {
-	cfg    Config
-	hashes chan struct{}
-	tables atomic.Pointer[map[string]*table]
+	cfg      Config
+	hashes   chan struct{}
+	tables   atomic.Pointer[map[string]*table]
+	fallback atomic.Pointer[Backend] // nil: none
 
 	mu    sync.Mutex // held while loading
 	files []File
@@ -70,7 +71,17 @@ func New(cfg Config) *Authenticator {
 	}
 	a := &Authenticator{cfg: cfg, hashes: make(chan struct{}, cfg.Hashes)}
 	a.tables.Store(&map[string]*table{})
+	a.SetFallback(cfg.Fallback)
 	return a
+}
+
+// SetFallback changes Config.Fallback for questions that come from now on.
+func (a *Authenticator) SetFallback(b Backend) {
+	if b == nil {
+		a.fallback.Store(nil)
+		return
+	}
+	a.fallback.Store(&b)
 }
 
 // Authenticate reports whether this is the user's password, and which backend said so. The users file of the domain is asked first, then
@@ -89,19 +100,20 @@ func (a *Authenticator) authenticate(ctx context.Context, user address.Address, 
 	if t.err != nil {
 		return false, UserDB, t.err
 	}
+	fallback := a.fallback.Load()
 	entry := t.users.Lookup(user.Local)
 	if ok, err = a.verify(ctx, entry, password); ok || err != nil {
 		return ok, UserDB, err
 	}
 	switch {
-	case a.cfg.Fallback != nil:
+	case fallback != nil:
 		backend = Dovecot
 	case t.users.Len() > 0:
 		return false, UserDB, nil
 	default:
 		return false, None, nil
 	}
-	ok, err = a.cfg.Fallback.Authenticate(ctx, user.String(), password)
+	ok, err = (*fallback).Authenticate(ctx, user.String(), password)
 	if entry.Scheme() != userdb.Unknown {
 		backend = UserDB // the file knows the user; its "no" was only offered for revision
 	}
@@ -135,12 +147,13 @@ func (a *Authenticator) Exists(ctx context.Context, addr address.Address) (bool,
 	if t.users.Has(addr.Local) {
 		return true, nil
 	}
-	if a.cfg.Fallback == nil {
+	fallback := a.fallback.Load()
+	if fallback == nil {
 		return false, nil
 	}
 	ctx, span := trace.Start(ctx, trace.Auth, "exists "+addr.String())
 	defer span.Finish()
-	ok, err := a.cfg.Fallback.Exists(ctx, addr.String())
+	ok, err := (*fallback).Exists(ctx, addr.String())
 	span.Debugf("fallback says %v", ok)
 	return ok, span.Error(err)
 }

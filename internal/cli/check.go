@@ -309,7 +309,7 @@ func (k *checker) private(about, path string) {
 }
 
 func (k *checker) checkDomains() {
-	k.aliases = aliases.New(aliases.Config{SuffixSeparators: k.conf.GetSuffixSeparators(), DropCharacters: k.conf.GetDropCharacters(), FS: os.DirFS(k.dir),
+	k.aliases = aliases.New(aliases.Config{Settings: aliases.Settings{SuffixSeparators: k.conf.GetSuffixSeparators(), DropCharacters: k.conf.GetDropCharacters()}, FS: os.DirFS(k.dir),
 		Local: k.snap.IsLocal})
 	var files []aliases.File
 	for _, d := range k.snap.Domains {

@@ -135,9 +135,9 @@ func (c *call) newExplainer(conf *config.Config) (*explainer, error) {
 		return nil, err
 	}
 	users := readUsers(x.domains.Current())
-	x.aliases = aliases.New(aliases.Config{SuffixSeparators: conf.GetSuffixSeparators(), DropCharacters: conf.GetDropCharacters(),
+	x.aliases = aliases.New(aliases.Config{Settings: aliases.Settings{SuffixSeparators: conf.GetSuffixSeparators(), DropCharacters: conf.GetDropCharacters(), HookTimeout: conf.Time.AliasHook},
 		Local: x.domains.IsLocal, FS: os.DirFS(c.configDir), Hook: filepath.Join(absolute(c.configDir), "hooks/alias-resolve"), HookDir: c.configDir,
-		HookEnv: os.Environ(), HookTimeout: conf.Time.AliasHook,
+		HookEnv: os.Environ(),
 		User: func(_ context.Context, a address.Address) (bool, error) {
 			db := users[a.Domain]
 			return db != nil && db.Has(a.Local), nil

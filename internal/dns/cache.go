@@ -143,10 +143,13 @@ func (c *cache) finish(k key, f *flight, e *entry, now time.Duration) {
 	s := c.shard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.flights, k)
+	forgotten := s.flights[k] != f // the cache was flushed since the question was asked
+	if !forgotten {
+		delete(s.flights, k)
+	}
 	f.e = e
 	close(f.done)
-	if e == nil || e.expires <= now {
+	if e == nil || e.expires <= now || forgotten {
 		return
 	}
 	if old := s.entries[k]; old != nil {
@@ -196,12 +199,13 @@ func (c *cache) stats() (entries, bytes int, hits, misses, evicted uint64) {
 	return
 }
 
-// flush forgets everything.
+// flush forgets everything, the answers that are under way included: who waits for them gets them, and nobody else.
 func (c *cache) flush() {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
 		clear(s.entries)
+		clear(s.flights)
 		s.list.prev, s.list.next = &s.list, &s.list
 		s.cost = 0
 		s.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
@@ -51,7 +52,7 @@ type Client struct {
 	cfg     Config
 	epoch   time.Time
 	cache   *cache
-	servers serverList
+	servers atomic.Pointer[serverList]
 	hosts   hostsFile
 	slots   chan struct{}
 	m       *metrics
@@ -79,10 +80,19 @@ func New(cfg Config) *Client {
 		slots:    make(chan struct{}, maxInFlight),
 		exchange: exchange,
 	}
-	c.servers.init(cfg)
+	c.servers.Store(newServerList(cfg))
 	c.hosts.path = cfg.Hosts
 	c.m = newMetrics(cfg.Metrics, c.cache)
 	return c
+}
+
+// SetServers changes Config.Servers and Config.TrustAD for questions that come from now on. What was answered before is forgotten: other
+// servers may say something else, and be believed for other reasons.
+func (c *Client) SetServers(servers []string, trustAD bool) {
+	cfg := c.cfg
+	cfg.Servers, cfg.TrustAD = servers, trustAD
+	c.servers.Store(newServerList(cfg))
+	c.cache.flush()
 }
 
 func setDefault[T comparable](v *T, def T) {
@@ -104,7 +114,7 @@ func (c *Client) IP(ctx context.Context, p Purpose, host string) ([]netip.Addr, 
 		if ips := c.local(host); ips != nil {
 			return ips, Meta{}, nil
 		}
-		for _, name := range c.servers.search(host) {
+		for _, name := range c.servers.Load().search(host) {
 			if e, now := c.get(ctx, p, name, typeIP); e.err == nil {
 				return e.ips, e.meta(now), nil
 			}
@@ -283,7 +293,8 @@ func (c *Client) query(ctx context.Context, name string, qtype uint16) (_ *miekg
 	case <-ctx.Done():
 		return nil, false, ctx.Err()
 	}
-	servers, first := c.servers.list()
+	list := c.servers.Load()
+	servers, first := list.list()
 	err = errNoServer
 	timeout := c.cfg.Timeout
 	for range maxRounds {
@@ -291,7 +302,7 @@ func (c *Client) query(ctx context.Context, name string, qtype uint16) (_ *miekg
 			n := (first + i) % len(servers)
 			msg, e := c.ask(ctx, servers[n], timeout, name, qtype)
 			if e == nil {
-				c.servers.prefer(n)
+				list.prefer(n)
 				return msg, servers[n].trusted, nil
 			}
 			if ctx.Err() != nil {

@@ -237,6 +237,49 @@ func TestAD(t *testing.T) {
 	}
 }
 
+// TestN2SetServers: other servers are asked from then on, and nothing of what the old ones said is left, even if it comes later.
+func TestN2SetServers(t *testing.T) {
+	cl := newClient(t, dns.Config{Servers: []string{"192.0.2.1"}, TrustAD: true})
+	asked, release := make(chan struct{}), make(chan struct{})
+	cl.SetExchange(func(_ context.Context, server string, _ bool, _ time.Duration, q *miekg.Msg) (*miekg.Msg, error) {
+		if q.Question[0].Name == "slow.example." && server == "192.0.2.1:53" {
+			close(asked)
+			<-release
+		}
+		m := new(miekg.Msg)
+		m.SetReply(q)
+		m.AuthenticatedData = true
+		m.Answer = []miekg.RR{rr(q.Question[0].Name + ` 600 TXT "` + server + `"`)}
+		return m, nil
+	})
+	ask := func(name string) string {
+		txt, meta, err := cl.TXT(bg, dns.ForDANE, name)
+		return fmt.Sprint(txt, meta.Secure, err)
+	}
+	if got, want := ask("fast.example"), "[192.0.2.1:53] true <nil>"; got != want {
+		t.Errorf("at first %s, want %s", got, want)
+	}
+	slow := make(chan string)
+	go func() { slow <- ask("slow.example") }()
+	<-asked
+	cl.SetServers([]string{"192.0.2.2"}, false)
+	for _, name := range []string{"fast.example", "slow.example"} {
+		if got, want := ask(name), "[192.0.2.2:53] false <nil>"; got != want {
+			t.Errorf("%s: then %s, want %s", name, got, want)
+		}
+	}
+	close(release)
+	if got, want := <-slow, "[192.0.2.1:53] true <nil>"; got != want {
+		t.Errorf("who asked before got %s, want %s", got, want)
+	}
+	if got, want := ask("slow.example"), "[192.0.2.2:53] false <nil>"; got != want {
+		t.Errorf("after the late answer: %s, want %s", got, want)
+	}
+	if addrs, trusted := cl.Servers(); fmt.Sprint(addrs, trusted) != "[192.0.2.2:53] [false]" {
+		t.Errorf("servers %v %v", addrs, trusted)
+	}
+}
+
 func TestSecureOverWire(t *testing.T) {
 	both(t, func(t *testing.T, r dns.Resolver) {
 		_, meta, err := r.TXT(bg, dns.ForDANE, "signed.example")

@@ -47,7 +47,7 @@ func (c *Client) Failures() []Failure {
 
 // Servers returns the addresses of the servers in use and whether their word on DNSSEC is believed.
 func (c *Client) Servers() (addrs []string, trusted []bool) {
-	servers, _ := c.servers.list()
+	servers, _ := c.servers.Load().list()
 	for _, s := range servers {
 		addrs, trusted = append(addrs, s.addr), append(trusted, s.trusted)
 	}

@@ -35,13 +35,13 @@ type serverState struct {
 	suffix  []string // the search list
 }
 
-func (l *serverList) init(cfg Config) {
-	l.trustAll = cfg.TrustAD
+func newServerList(cfg Config) *serverList {
+	l := &serverList{trustAll: cfg.TrustAD, fixed: len(cfg.Servers) > 0}
 	l.file.path = cfg.ResolvConf
-	l.fixed = len(cfg.Servers) > 0
 	if l.fixed {
 		l.set(cfg.Servers, nil)
 	}
+	return l
 }
 
 func (l *serverList) set(addrs, suffix []string) {

@@ -17,8 +17,7 @@ func TestFirstLook(t *testing.T) {
 		}
 	}
 	for range 200 {
-		var l serverList
-		l.init(Config{ResolvConf: resolv})
+		l := newServerList(Config{ResolvConf: resolv})
 		h := &hostsFile{path: hosts}
 		var wg sync.WaitGroup
 		start := make(chan struct{})

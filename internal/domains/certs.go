@@ -36,7 +36,7 @@ func (t *Table) readCerts(ctx context.Context) (list []*Cert, warnings []string,
 	entries, err := t.readDir("certs")
 	if err != nil {
 		switch {
-		case !t.cfg.CertsOptional:
+		case !t.expects.Load().certsOptional:
 			return nil, nil, err
 		case errors.Is(err, errEmpty) || errors.Is(err, fs.ErrNotExist):
 			return nil, nil, nil
@@ -70,7 +70,7 @@ func (t *Table) readCerts(ctx context.Context) (list []*Cert, warnings []string,
 		}
 	}
 	t.certs = seen
-	if len(list) == 0 && len(errs) == 0 && !t.cfg.CertsOptional {
+	if len(list) == 0 && len(errs) == 0 && !t.expects.Load().certsOptional {
 		errs = append(errs, &Error{Path: t.path("certs"), Msg: "At least one valid certificate is needed", Fix: dirFix("certs")})
 	}
 	return list, warnings, errors.Join(errs...)

@@ -77,7 +77,8 @@ func (s *Snapshot) Domain(name string) *Domain { return s.byName[name] }
 
 // Table is the current snapshot and what is needed to make the next.
 type Table struct {
-	cfg     Config
+	cfg     Config // but for what is in expects
+	expects atomic.Pointer[expectation]
 	current atomic.Pointer[Snapshot]
 	metrics *metrics
 
@@ -87,6 +88,17 @@ type Table struct {
 	extra   []*Cert
 	certs   map[string]*loaded[*Cert]
 	domains map[string]*loaded[*Domain]
+}
+
+// expectation is what Config says of certificates.
+type expectation struct {
+	hostname      string
+	certsOptional bool
+}
+
+// Expect changes Config.Hostname and Config.CertsOptional.
+func (t *Table) Expect(hostname string, certsOptional bool) {
+	t.expects.Store(&expectation{hostname, certsOptional})
 }
 
 // loaded is what became of one directory: the state of its files when it was last looked at, the value last good, and the
@@ -102,6 +114,7 @@ type loaded[T any] struct {
 func Load(ctx context.Context, cfg Config) (t *Table, warnings []string, err error) {
 	t = &Table{cfg: cfg, localhost: &Domain{Name: Localhost},
 		certs: map[string]*loaded[*Cert]{}, domains: map[string]*loaded[*Domain]{}}
+	t.Expect(cfg.Hostname, cfg.CertsOptional)
 	t.metrics = newMetrics(cfg.Metrics, t)
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -176,6 +176,22 @@ func TestCertsOptional(t *testing.T) {
 	}
 }
 
+// TestN2Expect: whether certificates must be there can change.
+func TestN2Expect(t *testing.T) {
+	d := newDir(t)
+	d.mkdir("domains/x.test")
+	tab, _, err := d.load(Config{CertsOptional: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, optional := range []bool{false, true} {
+		tab.Expect("x.test", optional)
+		if _, _, err := tab.Reload(t.Context()); (err == nil) != optional {
+			t.Errorf("without certificates, optional %t: %v", optional, err)
+		}
+	}
+}
+
 // TestReload walks through the life of a directory. Each step changes files and says what must then be in force.
 func TestReload(t *testing.T) {
 	d := newDir(t)

@@ -48,7 +48,7 @@ func (t *Table) snapshot() *Snapshot {
 
 func (t *Table) withoutCert() float64 {
 	s, now, n := t.snapshot(), time.Now(), 0
-	if s.HasCert(t.cfg.Hostname, now) {
+	if s.HasCert(t.expects.Load().hostname, now) {
 		return 0
 	}
 	for _, d := range s.Domains {

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
@@ -36,22 +37,27 @@ const (
 
 // Config of a History. The zero value of a limit means its default.
 type Config struct {
-	Path     string        // the database file
+	Path string // the database file
+	Settings
+	Metrics *expvarom.Registry
+}
+
+// Settings are the part of a Config that may change while the History works; see Configure.
+type Settings struct {
 	Keep     time.Duration // messages that ended longer ago are forgotten
 	MaxBytes int64         // the oldest are forgotten when the database is larger
 	// HashAddresses keeps a keyed hash of each address instead of the address: searching for an address still works.
 	HashAddresses bool
-	Metrics       *expvarom.Registry
 }
 
 // History is the observer and the search. Run writes; until it runs, events wait in memory.
 type History struct {
-	conf Config
-	m    *metrics
-	key  []byte // of address hashes
-	enc  encoder
+	settings atomic.Pointer[Settings]
+	m        *metrics
+	key      []byte // of address hashes
 
 	mu   sync.Mutex
+	enc  encoder
 	buf  []byte // encoded events in order
 	wake chan struct{}
 
@@ -79,12 +85,6 @@ type metrics struct {
 
 // Open opens the database, setting a damaged one aside, and returns a History ready to observe.
 func Open(conf Config) (*History, error) {
-	if conf.Keep <= 0 {
-		conf.Keep = DefaultDays * 24 * time.Hour
-	}
-	if conf.MaxBytes <= 0 {
-		conf.MaxBytes = DefaultBytes
-	}
 	db, err := openDatabase(conf.Path)
 	if err != nil {
 		return nil, err
@@ -93,17 +93,32 @@ func Open(conf Config) (*History, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &History{conf: conf, key: key, db: db, wake: make(chan struct{}, 1), syncs: make(chan chan struct{}), done: make(chan struct{}),
+	h := &History{key: key, db: db, wake: make(chan struct{}, 1), syncs: make(chan chan struct{}), done: make(chan struct{}),
 		pending: map[mail.ID]*pendingMessage{}, checks: map[trace.ID][]byte{}}
 	h.m = &metrics{
 		dropped:  conf.Metrics.Counter("chasquid_history_events_dropped_total", "Timeline events not kept because the history could not keep up, or one message had too many."),
 		failures: conf.Metrics.Counter("chasquid_history_errors_total", "Failed operations of the history database. Mail is not affected."),
 		messages: conf.Metrics.Counter("chasquid_history_messages_total", "Messages written to the history."),
 	}
-	if conf.HashAddresses {
+	h.Configure(conf.Settings)
+	return h, nil
+}
+
+// Configure changes the settings. What is in the database stays as it was written, until it is forgotten.
+func (h *History) Configure(s Settings) {
+	if s.Keep <= 0 {
+		s.Keep = DefaultDays * 24 * time.Hour
+	}
+	if s.MaxBytes <= 0 {
+		s.MaxBytes = DefaultBytes
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.settings.Store(&s)
+	h.enc.hash = nil
+	if s.HashAddresses {
 		h.enc.hash = func(a address.Address) string { return h.hash(a.String()) }
 	}
-	return h, nil
 }
 
 // Observe takes an event. It only copies bytes into memory.
@@ -153,7 +168,8 @@ func (h *History) Run(ctx context.Context) {
 		case <-h.wake:
 		case <-tick.C:
 		case <-trim.C:
-			h.report("forgetting old messages", h.db.trim(time.Now().Add(-h.conf.Keep), h.conf.MaxBytes))
+			s := h.settings.Load()
+			h.report("forgetting old messages", h.db.trim(time.Now().Add(-s.Keep), s.MaxBytes))
 		case waiting = <-h.syncs:
 		}
 		spare = h.take(spare)

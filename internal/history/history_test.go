@@ -174,7 +174,7 @@ func TestChecksBeforeID(t *testing.T) {
 // TestPrivacy checks that hashed addresses are in no file, and still found.
 func TestPrivacy(t *testing.T) {
 	dir := t.TempDir()
-	h, stop := start(t, Config{Path: filepath.Join(dir, "h.db"), HashAddresses: true})
+	h, stop := start(t, Config{Path: filepath.Join(dir, "h.db"), Settings: Settings{HashAddresses: true}})
 	deliver(h, "MSGID001", "alice@from.test", "bob@to.test", true)
 	if got := search(t, h, Query{Text: "Alice@from.test"}); !slices.Equal(got, []string{"MSGID001"}) {
 		t.Errorf("search for an address finds %q", got)
@@ -185,6 +185,31 @@ func TestPrivacy(t *testing.T) {
 		if b, _ := os.ReadFile(f); strings.Contains(string(b), "alice") || strings.Contains(string(b), "bob@") {
 			t.Errorf("%s holds an address in clear", f)
 		}
+	}
+}
+
+// TestN2Configure: settings change while it works; what was written under the old ones is found.
+func TestN2Configure(t *testing.T) {
+	h, _ := start(t, Config{Path: filepath.Join(t.TempDir(), "h.db")})
+	deliver(h, "MSGID001", "alice@from.test", "bob@to.test", true)
+	h.Configure(Settings{HashAddresses: true, Keep: time.Hour})
+	deliver(h, "MSGID002", "alice@from.test", "bob@to.test", true)
+	found := search(t, h, Query{Text: "alice@from.test"})
+	slices.Sort(found)
+	if !slices.Equal(found, []string{"MSGID001", "MSGID002"}) {
+		t.Errorf("found %q", found)
+	}
+	for id, clear := range map[string]bool{"MSGID001": true, "MSGID002": false} {
+		if m, _, err := h.Get(t.Context(), id); err != nil || strings.Contains(fmt.Sprint(m), "alice") != clear {
+			t.Errorf("%s shows addresses: want %v: %v %v", id, clear, m, err)
+		}
+	}
+	h.Configure(Settings{})
+	if found := search(t, h, Query{Text: "alice@from.test"}); len(found) != 2 {
+		t.Errorf("after hashing was switched off: %q", found)
+	}
+	if s := h.settings.Load(); s.Keep != DefaultDays*24*time.Hour || s.MaxBytes != DefaultBytes {
+		t.Errorf("settings %+v", s)
 	}
 }
 

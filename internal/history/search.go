@@ -81,7 +81,7 @@ func (h *History) Get(ctx context.Context, id string) (Message, bool, error) {
 // matcher collects what a query finds.
 type matcher struct {
 	q     Query
-	text  []string // the text, and its hash where addresses are hashed
+	text  []string // the text, and its hash if it is an address: what was written while addresses are hashed has that
 	keys  []uint64
 	found []Message
 }
@@ -90,7 +90,7 @@ func newMatcher(h *History, q Query) *matcher {
 	m := &matcher{q: q}
 	if t := strings.ToLower(strings.Trim(strings.TrimSpace(q.Text), "<>")); t != "" {
 		m.text = []string{t}
-		if h.conf.HashAddresses && strings.Contains(t, "@") {
+		if strings.Contains(t, "@") {
 			m.text = append(m.text, h.hash(t))
 		}
 	}

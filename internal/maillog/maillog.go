@@ -32,20 +32,33 @@ type Config struct {
 
 // Log is the mail log. Lines are handed to one goroutine that writes whatever has come together, so no session waits for a disk.
 type Log struct {
-	conf  Config
-	stamp bool
+	onError func()
 
 	mu      sync.Mutex
 	buf     []byte
 	second  int64 // that stamped begins lines of
 	zone    *time.Location
-	stamped []byte // the time of a line up to the fraction of the second
-	dest    writer
-	failing bool // the last write failed, and that was reported
+	stamped []byte       // the time of a line up to the fraction of the second
+	dest    *Destination // that the lines in buf are for
+	done    []handover   // destinations that are left, with the lines that are still for them
+	failing bool         // the last write failed, and that was reported
 
-	wake chan struct{} // holds one token when there is something to write
-	quit chan struct{}
-	done chan struct{}
+	wake  chan struct{} // holds one token when there is something to write
+	quit  chan struct{}
+	ended chan struct{}
+}
+
+// Destination is where a log goes, open.
+type Destination struct {
+	path  string
+	stamp bool // lines begin with the time
+	w     writer
+}
+
+// handover is a destination that is not used any more, but for some lines.
+type handover struct {
+	dest  *Destination
+	lines []byte
 }
 
 type writer interface {
@@ -55,17 +68,45 @@ type writer interface {
 
 // Open opens the destination and starts the writer; Close stops it.
 func Open(conf Config) (*Log, error) {
-	dest, err := open(conf.Path)
+	dest, err := OpenDestination(conf.Path)
 	if err != nil {
 		return nil, err
 	}
 	if conf.OnError == nil {
 		conf.OnError = func() {}
 	}
-	l := &Log{conf: conf, dest: dest, stamp: conf.Path != "<syslog>",
-		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+	l := &Log{onError: conf.OnError, dest: dest, wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{})}
 	go l.run()
 	return l, nil
+}
+
+// OpenDestination opens the destination of Config.Path.
+func OpenDestination(path string) (*Destination, error) {
+	w, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Destination{path: path, stamp: path != "<syslog>" && path != "", w: w}, nil
+}
+
+// Close closes a destination that no log was given.
+func (d *Destination) Close() error { return d.w.Close() }
+
+// Use sends what is observed from now on to another destination. The old one is closed when it has what was observed before.
+func (l *Log) Use(d *Destination) {
+	l.mu.Lock()
+	l.done = append(l.done, handover{l.dest, l.buf})
+	l.dest, l.buf = d, nil
+	l.mu.Unlock()
+	l.poke()
+}
+
+// poke wakes the writer.
+func (l *Log) poke() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
 }
 
 func open(path string) (writer, error) {
@@ -90,30 +131,30 @@ func (standard) Close() error { return nil }
 
 // Reopen opens a file destination again, for log rotation. On an error the old one stays in use.
 func (l *Log) Reopen() error {
-	if _, ok := l.dest.(*os.File); !ok {
+	l.mu.Lock()
+	old := l.dest
+	l.mu.Unlock()
+	if _, ok := old.w.(*os.File); !ok {
 		return nil
 	}
-	dest, err := open(l.conf.Path)
+	dest, err := OpenDestination(old.path)
 	if err != nil {
 		return err
 	}
-	l.mu.Lock()
-	old := l.dest
-	l.dest = dest
-	l.mu.Unlock()
-	return old.Close()
+	l.Use(dest)
+	return nil
 }
 
 // Close writes what is left and closes the destination. Events observed later are dropped.
 func (l *Log) Close() error {
 	close(l.quit)
-	<-l.done
-	return l.dest.Close()
+	<-l.ended
+	return l.dest.w.Close()
 }
 
 // run writes what has come together until Close.
 func (l *Log) run() {
-	defer close(l.done)
+	defer close(l.ended)
 	var spare []byte
 	for open := true; open; {
 		select {
@@ -122,9 +163,16 @@ func (l *Log) run() {
 			open = false
 		}
 		l.mu.Lock()
+		left := l.done
 		lines, dest := l.buf, l.dest
-		l.buf = spare[:0]
+		l.done, l.buf = nil, spare[:0]
 		l.mu.Unlock()
+		for _, h := range left {
+			l.write(h.dest, h.lines)
+			if err := h.dest.w.Close(); err != nil {
+				log.Errorf("mail log: closing %s: %v", h.dest.path, err)
+			}
+		}
 		if len(lines) > 0 {
 			l.write(dest, lines)
 			l.pause()
@@ -146,21 +194,24 @@ func (l *Log) pause() {
 	}
 }
 
-func (l *Log) write(dest writer, lines []byte) {
+func (l *Log) write(dest *Destination, lines []byte) {
+	if len(lines) == 0 {
+		return
+	}
 	var err error
-	if l.stamp {
-		_, err = dest.Write(lines)
+	if dest.stamp {
+		_, err = dest.w.Write(lines)
 	} else {
-		err = writeEach(dest, lines)
+		err = writeEach(dest.w, lines)
 	}
 	if err == nil {
 		l.failing = false
 		return
 	}
-	l.conf.OnError()
+	l.onError()
 	if !l.failing {
 		l.failing = true
-		log.Errorf("mail log: cannot write to %s: %v (reported once until it works again)", l.conf.Path, err)
+		log.Errorf("mail log: cannot write to %s: %v (reported once until it works again)", dest.path, err)
 	}
 }
 
@@ -183,11 +234,11 @@ func (l *Log) Observe(e *timeline.Event) {
 	l.mu.Lock()
 	if len(l.buf) > maxBuffered {
 		l.mu.Unlock()
-		l.conf.OnError()
+		l.onError()
 		return
 	}
 	before := len(l.buf)
-	if l.stamp {
+	if l.dest.stamp {
 		l.buf = l.appendTime(l.buf, e.At)
 	}
 	start := len(l.buf)
@@ -199,10 +250,7 @@ func (l *Log) Observe(e *timeline.Event) {
 	}
 	l.buf = append(l.buf, '\n')
 	l.mu.Unlock()
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
+	l.poke()
 }
 
 // appendTime appends the time as timeLayout has it. Most lines are of the same second as the one before. l.mu is held.

@@ -99,8 +99,8 @@ func (*broken) Close() error                { return nil }
 // TestWriteErrors checks that failed writes and dropped lines are counted, and that a stuck destination does not grow memory.
 func TestWriteErrors(t *testing.T) {
 	errs := 0
-	l := &Log{conf: Config{Path: "x", OnError: func() { errs++ }}, stamp: true}
-	l.write(&broken{}, []byte("line\n"))
+	l := &Log{onError: func() { errs++ }, dest: &Destination{path: "x", stamp: true, w: &broken{}}}
+	l.write(l.dest, []byte("line\n"))
 	if errs != 1 || !l.failing {
 		t.Errorf("after a failed write: %d errors, failing=%v", errs, l.failing)
 	}
@@ -153,8 +153,8 @@ func (w *countingWriter) Close() error { return nil }
 func TestGather(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &countingWriter{}
-		l := &Log{dest: w, stamp: true, wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
-		l.conf.OnError = func() { t.Error("a line was not written") }
+		l := &Log{dest: &Destination{stamp: true, w: w}, wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{})}
+		l.onError = func() { t.Error("a line was not written") }
 		go l.run()
 		e := &timeline.Event{Kind: timeline.Final, At: time.Now()}
 		l.Observe(e)
@@ -177,4 +177,36 @@ func TestGather(t *testing.T) {
 			t.Errorf("%d lines at the end, %v", w.lines, err)
 		}
 	})
+}
+
+// TestN2Use: another destination gets what comes from then on, the old one what came before, each in its own layout.
+func TestN2Use(t *testing.T) {
+	dir := t.TempDir()
+	one, two := filepath.Join(dir, "one"), filepath.Join(dir, "two")
+	l, err := Open(Config{Path: one})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.mu.Lock()
+	l.dest.stamp = false // as syslog has it
+	l.mu.Unlock()
+	l.Observe(&timeline.Event{Kind: timeline.Final, ID: "one"})
+	if _, err := OpenDestination(dir); err == nil {
+		t.Error("a directory can be opened")
+	}
+	d, err := OpenDestination(two)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Use(d)
+	l.Observe(&timeline.Event{Kind: timeline.Final, ID: "two", At: time.Date(2026, 3, 4, 5, 6, 7, 8000, time.Local)})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := read(t, one), "one from=<> all done"; got != want {
+		t.Errorf("the first got %q, want %q", got, want)
+	}
+	if got, want := read(t, two), "2026-03-04 05:06:07.000008 two from=<> all done\n"; got != want {
+		t.Errorf("the second got %q, want %q", got, want)
+	}
 }

@@ -48,10 +48,11 @@ type (
 
 // build makes the report of one domain for one day.
 func (r *Recorder) build(day time.Time, domain string, d *domainStats, id string) report {
+	self := r.self.Load()
 	rep := report{
-		Organization: r.cfg.Organization,
+		Organization: self.organization,
 		Range:        dateRange{day, day.Add(24*time.Hour - time.Second)},
-		Contact:      r.cfg.Contact,
+		Contact:      self.contact,
 		ID:           id,
 	}
 	for _, p := range d.Policies {

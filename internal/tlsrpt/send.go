@@ -79,11 +79,12 @@ func (r *Recorder) work(ctx context.Context, delay time.Duration) {
 			log.Errorf("tlsrpt: panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	now := time.Now().UTC()
-	for _, day := range r.over(now, delay) {
-		r.reportDay(ctx, day)
+	if now := time.Now().UTC(); r.self.Load().on {
+		for _, day := range r.over(now, delay) {
+			r.reportDay(ctx, day)
+		}
+		r.retry(ctx, now)
 	}
-	r.retry(ctx, now)
 	if err := r.save(); err != nil {
 		log.Errorf("%v", err)
 	}
@@ -144,7 +145,8 @@ func (r *Recorder) reportDomain(ctx context.Context, day time.Time, domain strin
 	}
 	unique := make([]byte, 8)
 	rand.Read(unique)
-	id := day.Format("20060102") + "." + hex.EncodeToString(unique) + "@" + r.cfg.Hostname
+	self := r.self.Load()
+	id := day.Format("20060102") + "." + hex.EncodeToString(unique) + "@" + self.hostname
 	gz, err := r.build(day, ascii, d, id).encode()
 	if err != nil {
 		return err
@@ -155,8 +157,8 @@ func (r *Recorder) reportDomain(ctx context.Context, day time.Time, domain strin
 			r.post(ctx, &delivery{domain: ascii, url: t.URL, body: gz, wait: firstRetry, until: now.Add(giveUp)})
 			continue
 		}
-		msg := message(r.cfg.From, t.Mail, r.cfg.Hostname, ascii, id, fileName(r.cfg.Hostname, ascii, day, hex.EncodeToString(unique)), time.Now(), gz)
-		err := r.cfg.Mail(ctx, r.cfg.From, t.Mail, msg)
+		msg := message(self.from, t.Mail, self.hostname, ascii, id, fileName(self.hostname, ascii, day, hex.EncodeToString(unique)), time.Now(), gz)
+		err := r.cfg.Mail(ctx, self.from, t.Mail, msg)
 		r.m.sent("mailto", err == nil)
 		if err != nil {
 			log.Errorf("tlsrpt: the report for %s could not be queued: %v", ascii, err)

@@ -2,6 +2,7 @@
 package tlsrpt
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/dns"
@@ -23,6 +25,7 @@ import (
 
 // Config is what a Recorder works with. Resolver, Hostname and Mail must be set.
 type Config struct {
+	Off          bool // nothing is counted and reported; see Configure
 	Resolver     dns.Resolver
 	Hostname     string // who reports, A-labels
 	Organization string // default Hostname
@@ -49,8 +52,9 @@ const (
 
 // Recorder counts sessions and reports them. Its methods are safe for concurrent use.
 type Recorder struct {
-	cfg Config
-	m   *metrics
+	cfg  Config // but for who reports
+	self atomic.Pointer[identity]
+	m    *metrics
 
 	mu   sync.Mutex
 	days map[string]*dayStats // by date, "2006-01-02"
@@ -79,15 +83,6 @@ type failureStats struct {
 
 // New makes a Recorder with the counts of the state file. A file that cannot be read is an error, but the Recorder works.
 func New(cfg Config) (*Recorder, error) {
-	if cfg.Organization == "" {
-		cfg.Organization = cfg.Hostname
-	}
-	if cfg.Contact == "" {
-		cfg.Contact = "postmaster@" + cfg.Hostname
-	}
-	if cfg.From == "" {
-		cfg.From = cfg.Contact
-	}
 	if cfg.Client == nil {
 		cfg.Client = NewClient(cfg.Resolver)
 	}
@@ -95,6 +90,7 @@ func New(cfg Config) (*Recorder, error) {
 		cfg.Max = 10000
 	}
 	r := &Recorder{cfg: cfg, days: map[string]*dayStats{}}
+	r.Configure(cfg.Hostname, !cfg.Off)
 	r.m = newMetrics(cfg.Metrics, r.domains)
 	if cfg.Later {
 		return r, nil
@@ -102,10 +98,25 @@ func New(cfg Config) (*Recorder, error) {
 	return r, r.Load()
 }
 
+// identity is who reports.
+type identity struct {
+	on                                    bool
+	hostname, organization, contact, from string
+}
+
+// Configure changes the host name that reports, and whether it does. What was counted stays.
+func (r *Recorder) Configure(hostname string, on bool) {
+	r.self.Store(&identity{on: on, hostname: hostname, organization: cmp.Or(r.cfg.Organization, hostname),
+		contact: cmp.Or(r.cfg.Contact, "postmaster@"+hostname), from: cmp.Or(r.cfg.From, r.cfg.Contact, "postmaster@"+hostname)})
+}
+
 const dateFormat = "2006-01-02"
 
 // Observe counts one session.
 func (r *Recorder) Observe(rep tlspolicy.Report) {
+	if !r.self.Load().on {
+		return
+	}
 	resultType, reason := "", ""
 	if rep.Err != nil {
 		resultType, reason = classify(rep.Err), clean(rep.Err.Error())

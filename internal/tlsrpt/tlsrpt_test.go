@@ -410,6 +410,31 @@ func TestState(t *testing.T) {
 }
 
 // TestN3Bounded: domains, policies and failures of one day are bounded; the sum of failures stays right.
+// TestN2Configure: who reports changes, and whether; what was counted stays.
+func TestN2Configure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, `_smtp._tls.example.com TXT "v=TLSRPTv1; rua=mailto:reports@example.com"`, "")
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { g.Run(ctx); close(done) }()
+		g.Observe(stsPolicy)
+		g.Configure("new.here.example", false)
+		g.Observe(stsPolicy)
+		time.Sleep(30 * time.Hour)
+		if n := len(g.mails()); n != 0 {
+			t.Errorf("%d reports while they are off", n)
+		}
+		g.Configure("new.here.example", true)
+		time.Sleep(5 * time.Hour)
+		mails := g.mails()
+		if len(mails) != 1 || mails[0].from != "postmaster@new.here.example" {
+			t.Errorf("reports %v", mails)
+		}
+		cancel()
+		<-done
+	})
+}
+
 func TestN3Bounded(t *testing.T) {
 	r, _ := New(Config{Resolver: zone.MustNew(""), Max: 100})
 	for i := range 1000 {

@@ -47,6 +47,8 @@ type Recorder struct {
 	active  atomic.Int64 // bytes of active spans
 	dropped atomic.Int64 // events that were dropped, or came after Finish
 
+	export atomic.Pointer[func(SpanData)] // nil: nobody wants spans
+
 	watchMu sync.Mutex // held to change watches
 	watches atomic.Pointer[[]*Watch]
 	debug   atomic.Pointer[func(string)] // see LogDebug
@@ -69,6 +71,7 @@ func New(cfg Config) *Recorder {
 		cfg.Mirrors = DefaultMirrors
 	}
 	r := &Recorder{cfg: cfg}
+	r.SetExport(cfg.Export)
 	r.mirrors.max = int64(cfg.Mirrors)
 	r.buffers.New = func() any { return new(buffer) }
 	r.scratch.New = func() any { b := make([]byte, 0, 256); return &b }
@@ -78,6 +81,15 @@ func New(cfg Config) *Recorder {
 	}
 	r.metrics.register(cfg.Metrics, r)
 	return r
+}
+
+// SetExport changes Config.Export for spans that end from now on.
+func (r *Recorder) SetExport(f func(SpanData)) {
+	if f == nil {
+		r.export.Store(nil)
+		return
+	}
+	r.export.Store(&f)
 }
 
 // start makes s an active span and returns the context that carries it. from is the span of ctx, if it has one.
@@ -138,12 +150,16 @@ func (r *Recorder) finished(s *Span, failed bool) {
 	if followed {
 		r.put(&r.watched, entry{st: st, sid: s.sid}, now)
 	}
-	exports := r.exports(st, s, was)
+	var exports []*Span
+	export := r.export.Load()
+	if export != nil {
+		exports = r.exports(st, s, was)
+	}
 	r.evict(r.active.Load())
 	r.mu.Unlock()
 
 	for _, e := range exports {
-		r.cfg.Export(r.spanData(e))
+		(*export)(r.spanData(e))
 	}
 }
 
@@ -167,8 +183,6 @@ func (r *Recorder) decide(st *state, s *Span, failed bool, now time.Time) {
 // exports returns the spans to hand to Export now that s ended.
 func (r *Recorder) exports(st *state, s *Span, was bool) []*Span {
 	switch {
-	case r.cfg.Export == nil:
-		return nil
 	case r.cfg.ExportAll || was && st.kept():
 		return []*Span{s}
 	case st.kept(): // it just became interesting: all there is of it

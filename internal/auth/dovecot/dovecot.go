@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 )
@@ -39,12 +40,20 @@ type Config struct {
 
 // Client talks to Dovecot. It is safe for concurrent use.
 type Client struct {
-	cfg      Config
-	wg       sync.WaitGroup // the readers of the connections
-	mu       sync.Mutex     // held while looking for the sockets
-	pinned   bool
-	users    *endpoint
-	password *endpoint
+	cfg     Config         // but for the paths of the sockets
+	wg      sync.WaitGroup // the readers of the connections
+	sockets atomic.Pointer[sockets]
+	closed  atomic.Bool
+}
+
+// sockets is where Dovecot is.
+type sockets struct {
+	userDB, client string // as configured
+	users          *endpoint
+	password       *endpoint
+
+	mu     sync.Mutex // held while looking for them
+	pinned bool
 }
 
 // ErrNotFound means that no Dovecot answers at the usual places.
@@ -59,15 +68,40 @@ func New(cfg Config) *Client {
 		cfg.Dial = (&net.Dialer{}).DialContext
 	}
 	c := &Client{cfg: cfg}
-	c.users = &endpoint{client: c, path: cfg.UserDB, greet: greetMaster}
-	c.password = &endpoint{client: c, path: cfg.Client, greet: greetClient}
+	c.sockets.Store(c.newSockets(cfg.UserDB, cfg.Client))
 	return c
+}
+
+func (c *Client) newSockets(userDB, client string) *sockets {
+	return &sockets{userDB: userDB, client: client, users: &endpoint{client: c, path: userDB, greet: greetMaster},
+		password: &endpoint{client: c, path: client, greet: greetClient}}
+}
+
+// SetPaths changes the paths of the sockets, for requests that come from now on. Those under way are answered.
+func (c *Client) SetPaths(userDB, client string) {
+	if s := c.sockets.Load(); s.userDB != userDB || s.client != client {
+		c.renew(userDB, client)
+	}
+}
+
+// Rest ends the connections once what was asked on them is answered. The next request makes new ones.
+func (c *Client) Rest() {
+	s := c.sockets.Load()
+	c.renew(s.userDB, s.client)
+}
+
+func (c *Client) renew(userDB, client string) {
+	old := c.sockets.Swap(c.newSockets(userDB, client))
+	old.users.retire()
+	old.password.retire()
 }
 
 // Close closes the connections and waits for their goroutines. Requests from then on fail.
 func (c *Client) Close() error {
-	c.users.close()
-	c.password.close()
+	c.closed.Store(true)
+	s := c.sockets.Load()
+	s.users.close()
+	s.password.close()
 	c.wg.Wait()
 	return nil
 }
@@ -76,10 +110,11 @@ func (c *Client) Close() error {
 func (c *Client) Probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
-	if err := c.find(ctx); err != nil {
+	s := c.sockets.Load()
+	if err := c.find(ctx, s); err != nil {
 		return err
 	}
-	for _, e := range []*endpoint{c.users, c.password} {
+	for _, e := range []*endpoint{s.users, s.password} {
 		if _, _, err := e.connect(ctx); err != nil {
 			return err
 		}
@@ -92,7 +127,7 @@ func (c *Client) Exists(ctx context.Context, user string) (bool, error) {
 	if err := checkUser(user); err != nil {
 		return false, err
 	}
-	verb, _, err := c.ask(ctx, c.users, func(id string) string {
+	verb, _, err := c.ask(ctx, (*sockets).userEndpoint, func(id string) string {
 		return "USER\t" + id + "\t" + user + "\tservice=smtp\n"
 	})
 	switch {
@@ -115,7 +150,7 @@ func (c *Client) Authenticate(ctx context.Context, user, password string) (bool,
 	if len(resp) > maxRequest {
 		return false, nil // Dovecot would hang up; no such password can be right
 	}
-	verb, params, err := c.ask(ctx, c.password, func(id string) string {
+	verb, params, err := c.ask(ctx, (*sockets).passwordEndpoint, func(id string) string {
 		return "AUTH\t" + id + "\tPLAIN\tservice=smtp\tsecured\tno-penalty\tnologin\tresp=" + resp + "\n"
 	})
 	switch {
@@ -149,40 +184,48 @@ func checkUser(user string) error {
 
 // ask sends a request and returns the reply's verb and parameters. A connection that breaks is tried once more with a new one: Dovecot
 // may have been restarted since the last request.
-func (c *Client) ask(ctx context.Context, e *endpoint, request func(id string) string) (verb string, params []string, err error) {
+func (c *Client) ask(ctx context.Context, of func(*sockets) *endpoint, request func(id string) string) (verb string, params []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
-	if err := c.find(ctx); err != nil {
+	s := c.sockets.Load()
+	if err := c.find(ctx, s); err != nil {
 		return "", nil, err
 	}
 	for {
-		l, fresh, err := e.connect(ctx)
-		if err != nil {
-			return "", nil, err
+		l, fresh, err := of(s).connect(ctx)
+		if err == nil {
+			verb, params, err = l.do(ctx, request)
+		} else {
+			fresh = true
 		}
-		verb, params, err = l.do(ctx, request)
+		if errors.Is(err, errRetired) { // the paths have changed meanwhile
+			return c.ask(ctx, of, request)
+		}
 		if err == nil || fresh || ctx.Err() != nil {
 			return verb, params, err
 		}
 	}
 }
 
+func (s *sockets) userEndpoint() *endpoint     { return s.users }
+func (s *sockets) passwordEndpoint() *endpoint { return s.password }
+
 // find settles where the sockets are. Once both were found they stay.
-func (c *Client) find(ctx context.Context) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.pinned {
+func (c *Client) find(ctx context.Context, s *sockets) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pinned {
 		return nil
 	}
-	users, err := c.first(ctx, c.cfg.UserDB, userdbPaths)
+	users, err := c.first(ctx, s.userDB, userdbPaths)
 	if err != nil {
 		return err
 	}
-	password, err := c.first(ctx, c.cfg.Client, clientPaths)
+	password, err := c.first(ctx, s.client, clientPaths)
 	if err != nil {
 		return err
 	}
-	c.users.path, c.password.path, c.pinned = users, password, true
+	s.users.path, s.password.path, s.pinned = users, password, true
 	return nil
 }
 

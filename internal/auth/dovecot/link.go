@@ -20,7 +20,10 @@ const maxLine = 64 << 10
 // maxHandshake is how many lines a handshake may have.
 const maxHandshake = 1000
 
-var errProtocol = errors.New("dovecot: unexpected reply")
+var (
+	errProtocol = errors.New("dovecot: unexpected reply")
+	errRetired  = errors.New("dovecot: the sockets have changed")
+)
 
 // endpoint is one socket and its connection.
 type endpoint struct {
@@ -28,17 +31,20 @@ type endpoint struct {
 	path   string
 	greet  func(io.Writer, *bufio.Reader) error
 
-	mu     sync.Mutex
-	link   *link
-	closed bool
+	mu      sync.Mutex
+	link    *link
+	retired bool // other sockets are used from now on
 }
 
 // connect returns the endpoint's connection, making one if need be. fresh says that it was made now.
 func (e *endpoint) connect(ctx context.Context) (l *link, fresh bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed {
+	switch {
+	case e.client.closed.Load():
 		return nil, false, net.ErrClosed
+	case e.retired:
+		return nil, false, errRetired
 	}
 	if e.link != nil && e.link.broken() == nil {
 		return e.link, false, nil
@@ -68,12 +74,22 @@ func (e *endpoint) connect(ctx context.Context) (l *link, fresh bool, err error)
 	return e.link, true, nil
 }
 
+// close ends the connection and whatever is asked on it.
 func (e *endpoint) close() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.closed = true
 	if e.link != nil {
 		e.link.fail(net.ErrClosed)
+	}
+}
+
+// retire ends the connection once everything asked on it is answered.
+func (e *endpoint) retire() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.retired = true
+	if e.link != nil {
+		e.link.retire()
 	}
 }
 
@@ -151,6 +167,7 @@ type link struct {
 	last    uint32 // the last id given
 	pending map[uint32]chan reply
 	heard   time.Time // when the last line came
+	leaving bool      // it ends when nothing is pending
 	err     error     // why it cannot be used any more
 }
 
@@ -166,10 +183,29 @@ func (l *link) broken() error {
 	return l.err
 }
 
+// retire makes the link end when nothing is pending on it.
+func (l *link) retire() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leaving = true
+	l.leave()
+}
+
+// leave ends a link that is retired and has nothing to do. l.mu is held.
+func (l *link) leave() {
+	if l.leaving && len(l.pending) == 0 {
+		l.failLocked(errRetired)
+	}
+}
+
 // fail makes the link unusable and every request on it end with err.
 func (l *link) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.failLocked(err)
+}
+
+func (l *link) failLocked(err error) {
 	if l.err != nil {
 		return
 	}
@@ -213,6 +249,7 @@ func (l *link) dispatch(line string) error {
 	if ch := l.pending[uint32(id)]; ch != nil { // else the one who asked does not wait any more
 		ch <- reply{verb: words[0], params: words[2:]}
 		delete(l.pending, uint32(id))
+		l.leave()
 	}
 	return nil
 }
@@ -257,6 +294,7 @@ func (l *link) write(s string) error {
 func (l *link) forget(id uint32, start time.Time) {
 	l.mu.Lock()
 	delete(l.pending, id)
+	l.leave()
 	dead := l.heard.Before(start) && time.Since(start) >= l.timeout
 	l.mu.Unlock()
 	if dead {
