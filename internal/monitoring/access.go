@@ -50,7 +50,8 @@ func (s *Server) trusted(r *http.Request) bool {
 
 // hasCredentials reports a peer that showed a client certificate or a password that were found good.
 func (s *Server) hasCredentials(r *http.Request) bool {
-	if s.web == nil {
+	web, _ := r.Context().Value(webKey{}).(string)
+	if web == "" {
 		return false
 	}
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
@@ -58,7 +59,7 @@ func (s *Server) hasCredentials(r *http.Request) bool {
 	}
 	// The toolkit's handler in front lets nobody through without a good password, if there are passwords at all.
 	_, _, ok := r.BasicAuth()
-	return ok && s.web.hasUsers()
+	return ok && (&webConfig{web}).hasUsers()
 }
 
 // operator names who asks, for the log.
@@ -93,6 +94,7 @@ func (s *Server) knownHost(host string) bool {
 		return true
 	}
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
-	return name == "localhost" || name == strings.ToLower(s.conf.Hostname) ||
-		slices.ContainsFunc(s.conf.AllowedHosts, func(h string) bool { return strings.EqualFold(h, name) })
+	own := s.names.Load()
+	return name == "localhost" || name == strings.ToLower(own.hostname) ||
+		slices.ContainsFunc(own.allowed, func(h string) bool { return strings.EqualFold(h, name) })
 }

@@ -108,6 +108,9 @@ type Status struct {
 	Users        int
 	ReloadAt     time.Time
 	ReloadErr    error
+	ChangedAt    time.Time   // when a reload last changed settings
+	Changes      []string    // those it changed
+	Restart      []string    // settings that were changed and wait for a restart
 	Rejections   []Rejection // the last ones, newest first
 }
 

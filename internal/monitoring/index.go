@@ -22,7 +22,7 @@ const (
 	shownCertificates = 6
 	indexName         = 32  // bytes of an address
 	indexText         = 56  // bytes of a text
-	indexProblem      = 320 // bytes of a problem
+	indexProblem      = 304 // bytes of a problem
 )
 
 // indexData is the content of the index.
@@ -57,8 +57,11 @@ type checkView struct {
 }
 
 type reloadView struct {
-	At    time.Time `json:"at,omitzero"`
-	Error string    `json:"error,omitempty"`
+	At        time.Time `json:"at,omitzero"`
+	Error     string    `json:"error,omitempty"`
+	ChangedAt time.Time `json:"changed_at,omitzero"`
+	Changes   []string  `json:"changes,omitempty"`
+	Restart   []string  `json:"restart,omitempty"`
 }
 
 type linkGroup struct {
@@ -121,7 +124,7 @@ func (s *Server) loadIndex(r *http.Request) (any, error) {
 		for i := range d.Rejections {
 			d.Rejections[i].Trace = s.known(d.Rejections[i].Trace)
 		}
-		d.Reload.At = st.ReloadAt
+		d.Reload = reloadView{At: st.ReloadAt, ChangedAt: st.ChangedAt, Changes: st.Changes, Restart: st.Restart}
 		if st.ReloadErr != nil {
 			d.Reload.Error = strings.ReplaceAll(st.ReloadErr.Error(), "\n", "; ")
 		}
@@ -281,7 +284,14 @@ func writeIndex(w io.Writer, _ *http.Request, data any) error {
 		fmt.Fprintf(w, "## %s\n\n", t.name)
 		t.table.writeText(w)
 	}
-	fmt.Fprintf(w, "%d domains, %d users; last reload %s %s\n\n", d.Domains, d.Users, ago(d.Reload.At), printable(d.Reload.Error))
+	fmt.Fprintf(w, "%d domains, %d users; last reload %s %s\n", d.Domains, d.Users, ago(d.Reload.At), printable(d.Reload.Error))
+	if !d.Reload.ChangedAt.IsZero() {
+		fmt.Fprintf(w, "settings changed %s: %s\n", ago(d.Reload.ChangedAt), printable(strings.Join(d.Reload.Changes, "; ")))
+	}
+	for _, text := range d.Reload.Restart {
+		fmt.Fprintf(w, "takes effect at the next restart: %s\n", printable(text))
+	}
+	fmt.Fprintln(w)
 	for _, g := range d.Groups {
 		fmt.Fprintf(w, "## %s\n\n", g.Name)
 		for _, l := range g.Links {

@@ -19,8 +19,9 @@ import (
 func TestIndexStaysSmall(t *testing.T) {
 	long := strings.Repeat("long words of strangers, ", 40)
 	conf := Config{Hostname: "mail.example.org", Recent: NewRecent(), Queue: bigQueue{n: 7}, Started: time.Now(), Status: func() Status {
-		st := Status{Domains: 3, ReloadErr: errors.New(long)}
+		st := Status{Domains: 3, ReloadErr: errors.New(long), ChangedAt: time.Now()}
 		for i := range 30 {
+			st.Changes, st.Restart = append(st.Changes, long), append(st.Restart, long)
 			st.Listeners = append(st.Listeners, ListenerStatus{Address: fmt.Sprintf("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:%d]:25", i), Mode: "submission+TLS", Total: 1 << 40})
 			st.Certificates = append(st.Certificates, CertificateStatus{Name: "mail.example.org", Names: []string{long}})
 			st.Rejections = append(st.Rejections, Rejection{At: time.Now(), Client: "[2001:db8:aaaa:bbbb:cccc:dddd:eeee:1]:65535", From: long, To: long, Reason: long})
@@ -59,5 +60,32 @@ func TestIndexStaysSmall(t *testing.T) {
 	}
 	if !strings.Contains(body, "and 34 more") {
 		t.Error("the index does not say how many problems it leaves out")
+	}
+}
+
+// TestIndexShowsChanges: what the last reload changed, when, and what waits for a restart.
+func TestIndexShowsChanges(t *testing.T) {
+	s := New(Config{Status: func() Status {
+		st := Status{ChangedAt: time.Now().Add(-3 * time.Minute), Restart: []string{"data_dir: a -> <b>"}}
+		for i := range 10 {
+			st.Changes = append(st.Changes, fmt.Sprintf("max_recipients: 1 -> %d", i))
+		}
+		return st
+	}})
+	for path, want := range map[string][]string{
+		"/?format=html":             {`<a href="/debug/config">settings changed</a> 3m`, "1 wait for a restart"},
+		"/?format=text":             {"settings changed 3m", "max_recipients: 1 -> 9", "takes effect at the next restart: data_dir: a"},
+		"/?format=json":             {`"changes":[`, `"restart":[`, `"changed_at":`, `"data_dir: a`},
+		"/debug/config?format=html": {"max_recipients: 1 -&gt; 9", "3m", "at the next restart", "data_dir: a -&gt; &lt;b&gt;"},
+	} {
+		r := httptest.NewRequest(http.MethodGet, "http://localhost"+path, nil)
+		r.RemoteAddr = "127.0.0.1:5"
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		for _, text := range want {
+			if body := strings.ReplaceAll(w.Body.String(), `": `, `":`); !strings.Contains(body, text) {
+				t.Errorf("%s lacks %q:\n%s", path, text, body)
+			}
+		}
 	}
 }

@@ -27,11 +27,13 @@ const (
 	idleTimeout       = 60 * time.Second
 	maxHeaderBytes    = 16 << 10
 	shutdownTimeout   = 2 * time.Second
+	retireTimeout     = time.Minute // for the requests on a listener that is left
 )
 
 // Server serves the pages.
 type Server struct {
-	conf      Config
+	conf      Config // but for the names, which may change
+	names     atomic.Pointer[names]
 	mux       *http.ServeMux
 	m         *metrics
 	exiting   atomic.Bool
@@ -42,7 +44,6 @@ type Server struct {
 	rendering chan struct{}
 	checks    []*checkRun
 	disks     []*diskWatch
-	web       *webConfig // nil: no credentials are known
 	vitals    *vitals.Sampler
 	problems  atomic.Pointer[[]vitals.Problem]
 	began     time.Time
@@ -62,12 +63,24 @@ type Server struct {
 	dry        diagnoseGate
 }
 
-// New makes a server; Serve runs it.
+// names are the host names of the server.
+type names struct {
+	hostname string
+	allowed  []string
+}
+
+// SetNames changes Config.Hostname and Config.AllowedHosts.
+func (s *Server) SetNames(hostname string, allowed []string) {
+	s.names.Store(&names{hostname, allowed})
+}
+
+// New makes a server; Run and ServeOn, or Serve, make it work.
 func New(conf Config) *Server {
 	s := &Server{conf: conf, mux: http.NewServeMux(), m: newMetrics(conf.Metrics), rendering: make(chan struct{}, maxRendering),
 		vitals: vitals.New(), began: time.Now(), headerTime: readHeaderTimeout, cpuTime: supportCPU}
 	conf.Metrics.CounterFunc("chasquid_clock_jumps_total", "Times the clock of the machine was set while the server ran.",
 		func() float64 { return float64(s.vitals.Jumps()) })
+	s.SetNames(conf.Hostname, conf.AllowedHosts)
 	s.life, s.endLife = context.WithCancel(context.Background())
 	s.addIndex()
 	s.addHealth()
@@ -89,9 +102,6 @@ func New(conf Config) *Server {
 	for _, p := range conf.Pages {
 		s.add(p)
 	}
-	if conf.WebConfig != "" {
-		s.web = &webConfig{conf.WebConfig}
-	}
 	s.handler = s.guard(s.mux)
 	return s
 }
@@ -110,10 +120,36 @@ func (s *Server) add(p Page) {
 // ServeHTTP serves one request, with all checks.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
-// Serve answers on l until ctx ends, then shuts down.
+// Serve does the work of Run and ServeOn with one listener, until ctx ends.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Run(ctx) })
+	err := s.ServeOn(ctx, l, s.conf.WebConfig)
+	cancel()
+	wg.Wait()
+	return err
+}
+
+// Run watches the mail server until ctx ends; then the pages end as well.
+func (s *Server) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { s.watch(ctx) })
+	wg.Go(func() { s.watchHealth(ctx) })
+	wg.Go(func() { s.goroutines.run(ctx) })
+	<-ctx.Done()
+	s.endLife()
+	wg.Wait()
+	s.waitForWork()
+	s.switchOff()
+}
+
+// ServeOn answers on l, with the TLS and the passwords of the file web, unless that is empty. When ctx ends it takes no more requests and
+// returns once those under way are answered; when Run ends they have to hurry. It may run several times, on different listeners.
+func (s *Server) ServeOn(ctx context.Context, l net.Listener, web string) error {
 	srv := &http.Server{
-		Handler:           s,
+		Handler:           &entrance{s, web},
 		ReadHeaderTimeout: s.headerTime,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -123,34 +159,58 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	defer context.AfterFunc(s.life, cancel)()
 	var wg sync.WaitGroup
-	wg.Go(func() { s.watch(ctx) })
-	wg.Go(func() { s.watchHealth(ctx) })
-	wg.Go(func() { s.goroutines.run(ctx) })
 	wg.Go(func() {
 		<-ctx.Done()
-		s.endLife()
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-		defer cancel()
-		if err := srv.Shutdown(end); err != nil {
-			srv.Close()
-		}
+		s.shutdown(srv)
 	})
 	defer l.Close()
 	var err error
-	if l = netutil.LimitListener(l, maxConnections); s.conf.WebConfig != "" {
-		err = serveWeb(l, srv, s.conf.WebConfig)
+	if l = netutil.LimitListener(l, maxConnections); web != "" {
+		err = serveWeb(l, srv, web)
 	} else {
 		err = srv.Serve(l)
 	}
 	cancel()
 	wg.Wait()
-	s.waitForWork()
-	s.switchOff()
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return err
+}
+
+// shutdown lets the requests of srv end: for a while, or a moment if the server is to stop.
+func (s *Server) shutdown(srv *http.Server) {
+	end, cancel := context.WithTimeout(context.Background(), retireTimeout)
+	defer cancel()
+	defer context.AfterFunc(s.life, func() {
+		select {
+		case <-time.After(shutdownTimeout):
+			cancel()
+		case <-end.Done():
+		}
+	})()
+	if err := srv.Shutdown(end); err != nil {
+		srv.Close()
+	}
+}
+
+// entrance is the pages as one listener serves them.
+type entrance struct {
+	s   *Server
+	web string // the file with its passwords
+}
+
+// webKey is where the context of a request has the file with the passwords that were asked for; "" or nothing: there are none.
+type webKey struct{}
+
+// ServeHTTP serves one request.
+func (t *entrance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if t.web != "" {
+		r = r.WithContext(context.WithValue(r.Context(), webKey{}, t.web))
+	}
+	t.s.ServeHTTP(w, r)
 }
 
 // serverLog takes what net/http complains of. Strangers cause most of it: that is no news.
@@ -174,7 +234,7 @@ func (s *Server) switchOff() {
 	}
 }
 
-// background runs f, which Serve waits for and which ends when s.life does. It reports false when it is too late for that.
+// background runs f, which Run waits for and which ends when s.life does. It reports false when it is too late for that.
 func (s *Server) background(f func()) bool {
 	s.workMu.Lock()
 	defer s.workMu.Unlock()

@@ -8,7 +8,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -306,5 +309,76 @@ func TestGoroutines(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the seven goroutines are not one group: %+v", groups)
 		}
+	}
+}
+
+// TestN2Sites: the pages move to another listener with other rules, while requests on the old one are answered by its own.
+func TestN2Sites(t *testing.T) {
+	web := filepath.Join(t.TempDir(), "web.yml")
+	if err := os.WriteFile(web, []byte("basic_auth_users:\n  alice: $2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	asked, release := make(chan struct{}), make(chan struct{})
+	var s *Server
+	s = New(Config{Hostname: "old.example.org", Pages: []Page{{Path: "/slow", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-release
+		fmt.Fprintf(w, "credentials %t", s.hasCredentials(r))
+	})}}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { s.Run(ctx) })
+	serve := func(web string) (addr string, leave func()) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, leave := context.WithCancel(ctx)
+		wg.Go(func() {
+			if err := s.ServeOn(ctx, l, web); err != nil {
+				t.Error(err)
+			}
+		})
+		return l.Addr().String(), leave
+	}
+	get := func(addr, path, host string) (int, string) {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+path, nil)
+		req.Host = host
+		req.SetBasicAuth("alice", "guess")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(b)
+	}
+	old, leave := serve("")
+	slow := make(chan string)
+	go func() {
+		_, body := get(old, "/slow", "localhost")
+		slow <- body
+	}()
+	<-asked
+	next, _ := serve(web)
+	leave()
+	s.SetNames("new.example.org", nil)
+	close(release)
+	if got, want := <-slow, "credentials false"; got != want {
+		t.Errorf("the request on the old listener: %s, want %s", got, want)
+	}
+	if code, body := get(next, "/healthz", "localhost"); code != http.StatusUnauthorized {
+		t.Errorf("a wrong password on the new listener: %d %s", code, body)
+	}
+	third, _ := serve("")
+	for host, want := range map[string]int{"old.example.org": http.StatusForbidden, "new.example.org": http.StatusOK} {
+		if code, body := get(third, "/debug/flags", host); code != want {
+			t.Errorf("Host %s: %d, want %d: %s", host, code, want, body)
+		}
+	}
+	if code, body := get(old, "/healthz", "localhost"); code != 0 {
+		t.Errorf("the old listener still answers: %d %s", code, body)
 	}
 }

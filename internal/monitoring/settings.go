@@ -23,7 +23,7 @@ func (s *Server) addSettings() {
 			}
 			_, err := io.WriteString(w, multiline(s.conf.ConfigText()))
 			return err
-		}, sheet: configSheet})
+		}, sheet: s.configSheet})
 	s.addView(&view{path: "/debug/flags", title: "Flags", about: "command-line flags", group: "Configuration", plain: true,
 		load: func(*http.Request) (any, error) { return loadFlags(), nil }, text: writeFlags, sheet: flagSheet})
 }
@@ -35,8 +35,30 @@ func (s *Server) loadConfig(*http.Request) (any, error) {
 	return s.conf.Settings(), nil
 }
 
-func configSheet(_ *http.Request, data any) *sheet {
+// changesTable lists what the last reload changed, and what waits for a restart; nil if there is nothing.
+func (s *Server) changesTable() *table {
+	if s.conf.Status == nil {
+		return nil
+	}
+	st := s.conf.Status()
+	t := &table{Columns: columns("when", "change")}
+	for _, text := range st.Changes {
+		t.Rows = append(t.Rows, []cell{dim(ago(st.ChangedAt)), {Text: text, Class: "mono"}})
+	}
+	for _, text := range st.Restart {
+		t.Rows = append(t.Rows, []cell{{Text: "at the next restart", Class: "b"}, {Text: text, Class: "mono"}})
+	}
+	if len(t.Rows) == 0 {
+		return nil
+	}
+	return t
+}
+
+func (s *Server) configSheet(_ *http.Request, data any) *sheet {
 	sh := &sheet{Title: "Configuration"}
+	if changes := s.changesTable(); changes != nil {
+		sh.add(block{Table: changes, Heading: "What the last reload changed"})
+	}
 	sh.para(dim("What is written nowhere has its default, and is dim. Passwords are not shown."), anchor("As a file", "/debug/config?format=text"))
 	t := &table{Columns: columns("setting", "from"), Empty: "not available"}
 	for _, c := range data.([]Setting) {

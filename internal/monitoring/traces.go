@@ -327,7 +327,7 @@ func (s *Server) known(id trace.ID) trace.ID {
 }
 
 func (s *Server) traceJSON(w io.Writer, _ *http.Request, data any) error {
-	b, err := otlp.JSON(data.(*trace.Trace).Spans, otlp.Resource{Version: s.conf.Build.Version, Instance: s.conf.Hostname})
+	b, err := otlp.JSON(data.(*trace.Trace).Spans, otlp.Resource{Version: s.conf.Build.Version, Instance: s.names.Load().hostname})
 	if err != nil {
 		return err
 	}

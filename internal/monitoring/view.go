@@ -268,7 +268,7 @@ func (p page) Uptime() string { return span(p.Now.Sub(p.Started)) }
 // render sends a page made with a template.
 func (s *Server) render(w http.ResponseWriter, name, title string, data any) {
 	b := &limitedBuffer{left: maxAnswer}
-	p := page{Title: title, Style: name, Build: s.conf.Build, Hostname: s.conf.Hostname, Started: s.conf.Started, Now: time.Now(), Data: data}
+	p := page{Title: title, Style: name, Build: s.conf.Build, Hostname: s.names.Load().hostname, Started: s.conf.Started, Now: time.Now(), Data: data}
 	if err := templates.ExecuteTemplate(b, name+".html", p); err != nil {
 		sendError(w, fmt.Errorf("rendering %s: %w", name, err))
 		return

@@ -172,7 +172,7 @@ func TestCredentials(t *testing.T) {
 		want     int
 	}{{"", false, false, 403}, {"", true, false, 403}, {users, true, false, 200}, {users, false, false, 403}, {none, true, false, 403}, {empty, true, false, 403},
 		{none, false, true, 200}, {"", false, true, 403}, {filepath.Join(dir, "missing"), true, false, 403}} {
-		s := New(Config{WebConfig: c.config})
+		s := &entrance{New(Config{}), c.config}
 		r := httptest.NewRequest(http.MethodGet, "http://192.0.2.1/", nil)
 		r.RemoteAddr = "192.0.2.7:5"
 		if c.password {
