@@ -3,9 +3,7 @@ package main
 import (
 	"crypto/tls"
 	"os"
-	"time"
 
-	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/aliases"
 	"blitiri.com.ar/go/chasquid/internal/config"
 	"blitiri.com.ar/go/chasquid/internal/dkim"
@@ -15,43 +13,46 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/spf"
 )
 
-// tlsForClients gives the SMTP server the certificates there are at the time.
-func (s *server) tlsForClients(cfg *smtpsrv.Config) {
-	c := s.domains.TLSConfig()
-	cfg.TLS = func(*tls.ClientHelloInfo) (*tls.Config, error) { return c, nil }
-	cfg.TLSReady = s.hasCertificate
+// tlsForClients returns the TLS configuration for a client, with the certificates of the present domains.
+func (s *server) tlsForClients(*tls.ClientHelloInfo) (*tls.Config, error) { return s.clientTLS, nil }
+
+// checkers are the checks that settings do not change, and what others are made of. Some remember what they found out.
+type checkers struct {
+	spf    *policy.SPF
+	level  *policy.Level
+	verify *policy.DKIMVerify
+	sign   *policy.DKIMSign
+	dmarc  *dmarc.Checker
+}
+
+func (s *server) makeCheckers() {
+	s.clientTLS = s.domains.TLSConfig()
+	s.rate = policy.NewRate(rateLimits(s.conf()))
+	s.checkers = checkers{
+		spf:    policy.NewSPF(spf.New(spf.Config{Resolver: s.dns, Metrics: s.reg})),
+		level:  policy.NewLevel(&s.up.levels, s.hasCertificate, s.reg),
+		verify: policy.NewDKIMVerify(dkim.NewVerifier(s.dns, s.reg)),
+		sign:   policy.NewDKIMSign(s.signer),
+		dmarc:  dmarc.New(s.dns, s.reg),
+	}
 }
 
 // checks gives the SMTP server its checks, in the order in which they run: what is cheap and final first, what others build on before
 // them, and the hook, which sees all their headers, last.
-func (s *server) checks(cfg *smtpsrv.Config) error {
-	match, err := policy.ParseMatch(s.conf.GetSenderLoginMatch())
+func (s *server) checks(conf *config.Config, cfg *smtpsrv.Config) error {
+	match, err := policy.ParseMatch(conf.GetSenderLoginMatch())
 	if err != nil {
 		return err
 	}
 	sender := &policy.Sender{Match: match, Owns: s.aliases.Owns, Resolver: s.dns}
-	s.rate = policy.NewRate(rateLimits(s.conf))
-	recipient := &policy.Recipient{Local: s.domains.IsLocal, Exists: s.aliases.Exists, Primary: s.primaryDomain, ErrorReply: aliases.Reply}
-	if rw := s.sending.rewriter; rw != nil {
-		recipient.Reverse = func(a address.Address) (address.Address, error) { return rw.Original(a, s.domains.IsLocal, time.Now()) }
-	}
-	hook := policy.NewHook(policy.HookConfig{Path: postDataHook, Environ: os.Environ(), Timeout: s.conf.Time.PostDataHook, Local: s.domains.IsLocal,
+	recipient := &policy.Recipient{Local: s.domains.IsLocal, Exists: s.aliases.Exists, Primary: s.primaryDomain, Reverse: s.sending.reverse, ErrorReply: aliases.Reply}
+	hook := policy.NewHook(policy.HookConfig{Path: postDataHook, Environ: os.Environ(), Timeout: conf.Time.PostDataHook, Local: s.domains.IsLocal,
 		Expand: s.aliases.Expand, Metrics: s.reg})
-	cfg.MailChecks = []policy.MailCheck{
-		sender,
-		policy.NewSPF(spf.New(spf.Config{Resolver: s.dns, Metrics: s.reg})),
-		policy.NewLevel(&s.up.levels, s.hasCertificate, s.reg),
-		s.rate,
-	}
+	k := &s.checkers
+	cfg.MailChecks = []policy.MailCheck{sender, k.spf, k.level, s.rate}
 	cfg.RcptChecks = []policy.RcptCheck{recipient, s.rate}
-	cfg.BodyChecks = []policy.BodyCheck{
-		policy.NewDKIMVerify(dkim.NewVerifier(s.dns, s.reg)),
-		policy.NewDMARC(dmarc.New(s.dns, s.reg), s.conf.GetDmarcEnforce()),
-		sender,
-		policy.Lines{Local: s.domains.IsLocal, Send: s.conf.GetLongLines() == "send"},
-		policy.NewDKIMSign(s.signer),
-		hook,
-	}
+	lines := policy.Lines{Local: s.domains.IsLocal, Send: conf.GetLongLines() == "send"}
+	cfg.BodyChecks = []policy.BodyCheck{k.verify, policy.NewDMARC(k.dmarc, conf.GetDmarcEnforce()), sender, lines, k.sign, hook}
 	return nil
 }
 

@@ -36,8 +36,10 @@ func (s *server) upgrade(ctx context.Context) (opctl.Upgraded, error) {
 	start := time.Now()
 	tctx, span := trace.Start(ctx, trace.Reload, "upgrade")
 	defer span.Finish()
+	release := s.reload.Hold() // the new process gets the listeners that are open now, and reads all files itself
 	next, paused, err := s.handOver(tctx)
 	if err != nil {
+		release()
 		s.up.failed++
 		s.up.bad.Inc()
 		log.Errorf("Upgrade failed: %v%s; the running server goes on as before", err, remedy.Text(err))
@@ -87,11 +89,10 @@ func (s *server) handOver(ctx context.Context) (next *handover.Successor, paused
 // giveQueue lets running deliveries finish, stops taking mail and gives the queue away. It takes everything back if that fails.
 func (s *server) giveQueue(ctx context.Context, next *handover.Successor, sockets *handover.Sockets) (paused time.Duration, err error) {
 	s.up.giving.Store(true)
-	release := s.reload.Hold() // it might open listeners
 	s.run.delivering.stop()
 	start := time.Now()
 	s.listeners.Close()
-	pause, cancel := context.WithTimeout(ctx, s.conf.Time.Drain)
+	pause, cancel := context.WithTimeout(ctx, s.conf().Time.Drain)
 	defer cancel()
 	given := false
 	if err = s.intake.Pause(pause); err != nil {
@@ -104,9 +105,7 @@ func (s *server) giveQueue(ctx context.Context, next *handover.Successor, socket
 		return time.Since(start), nil
 	}
 	next.Kill()
-	err = errors.Join(err, s.takeBack(given, sockets))
-	release()
-	return 0, err
+	return 0, errors.Join(err, s.takeBack(given, sockets))
 }
 
 // give closes the queue, and returns when the successor serves.
@@ -181,7 +180,7 @@ func (s *server) retire(ctx context.Context) {
 	}()
 	select {
 	case <-left:
-	case <-time.After(s.conf.Time.Drain):
+	case <-time.After(s.conf().Time.Drain):
 		log.Infof("Upgrade: %d sessions are left, and are told to come again", s.smtp.Open())
 	case <-next.Gone():
 	case <-ctx.Done():

@@ -37,7 +37,7 @@ func (s *server) healthChecks() []monitoring.Check {
 		{Name: "hooks", Warning: true},
 		{Name: "auth", Warning: true},
 	}
-	if s.conf.Relay != nil || len(s.conf.Routes) > 0 {
+	if s.conf().Relay != nil || len(s.conf().Routes) > 0 {
 		checks = append(checks, monitoring.Check{Name: "relay", Warning: true})
 	}
 	return append(checks, monitoring.Check{Name: "shutdown", Run: func(context.Context) error {
@@ -50,7 +50,7 @@ func (s *server) healthChecks() []monitoring.Check {
 	}})
 }
 
-func (s *server) queuePath() string { return filepath.Join(s.conf.GetDataDir(), "queue") }
+func (s *server) queuePath() string { return filepath.Join(s.conf().GetDataDir(), "queue") }
 
 // checkQueueDir fails while the disk of the queue does.
 func (s *server) checkQueueDir(context.Context) error {
@@ -69,7 +69,7 @@ func (s *server) checkQueueSpace(context.Context) error {
 			return ferr
 		}
 		return fmt.Errorf("not enough disk space in %s: %.0f MiB are free, and mail is refused below %d MiB (min_free_disk_mb): free some, and mail is taken again",
-			s.queuePath(), float64(free)/(1<<20), s.conf.GetMinFreeDiskMb())
+			s.queuePath(), float64(free)/(1<<20), s.conf().GetMinFreeDiskMb())
 	}
 	if q := s.queue.Stats(); q.Capacity > 0 && q.Messages >= q.Capacity {
 		return fmt.Errorf("the queue is full: it holds %d messages, the limit (max_queue_items): see what they wait for, or raise it", q.Messages)
@@ -99,10 +99,10 @@ func (s *server) checkReload(context.Context) error {
 
 // checkMDA fails when the program for local mail cannot be run.
 func (s *server) checkMDA(context.Context) error {
-	if s.conf.LocalMaildir != "" || s.conf.LocalLMTP != "" {
+	if s.conf().LocalMaildir != "" || s.conf().LocalLMTP != "" {
 		return nil
 	}
-	if _, err := exec.LookPath(s.conf.GetMailDeliveryAgentBin()); err != nil {
+	if _, err := exec.LookPath(s.conf().GetMailDeliveryAgentBin()); err != nil {
 		return fmt.Errorf("mail for local users waits in the queue: the delivery program cannot be run: %w (set mail_delivery_agent_bin or local_delivery)", err)
 	}
 	return nil

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/aliases"
@@ -34,18 +33,17 @@ const (
 
 // loadUsers makes what knows users and aliases, and the loop that reloads them.
 func (s *server) loadUsers(ctx context.Context) error {
-	var fallback auth.Backend
-	if s.conf.GetDovecotAuth() {
-		s.dovecot = dovecot.New(dovecot.Config{UserDB: s.conf.GetDovecotUserdbPath(), Client: s.conf.GetDovecotClientPath()})
-		fallback = s.dovecot
+	conf := s.conf()
+	s.dovecot = dovecot.New(dovecotPaths(conf))
+	if conf.GetDovecotAuth() {
 		log.Infof("Users that the domains' files do not know are looked up in Dovecot")
 		if err := s.dovecot.Probe(ctx); err != nil {
 			log.Errorf("Dovecot does not answer: %v (its users cannot log in until it does)", err)
 		}
 	}
-	s.auth = auth.New(auth.Config{Fallback: fallback})
-	s.aliases = aliases.New(aliases.Config{Settings: aliases.Settings{SuffixSeparators: s.conf.GetSuffixSeparators(), DropCharacters: s.conf.GetDropCharacters(), HookTimeout: s.conf.Time.AliasHook},
-		Local: s.domains.IsLocal, User: s.auth.Exists, First: s.auth.First, Primary: s.primaryDomain, Hook: aliasHook,
+	s.auth = auth.New(auth.Config{})
+	s.useDovecot(conf)
+	s.aliases = aliases.New(aliases.Config{Settings: aliasSettings(conf), Local: s.domains.IsLocal, User: s.auth.Exists, First: s.auth.First, Primary: s.primaryDomain, Hook: aliasHook,
 		HookEnv: os.Environ(), Metrics: s.reg})
 	if err := s.loadDomainFiles(ctx); err != nil {
 		return err
@@ -60,11 +58,12 @@ func (s *server) loadUsers(ctx context.Context) error {
 		log.Infof("Warning: %v%s", err, remedy.Text(err))
 	}
 	s.reload = reload.New(reload.Config{Every: s.flags.reloadEvery, Metrics: s.reg, Steps: []reload.Step{
-		{Name: "domains", Do: func(ctx context.Context) ([]string, error) {
-			_, warnings, err := s.domains.Reload(ctx)
-			return warnings, err
+		{Name: "settings", Do: s.reloadSettings},
+		{Name: "domains", Do: func(ctx context.Context, r *reload.Report) (err error) {
+			_, r.Warnings, err = s.domains.Reload(ctx)
+			return err
 		}},
-		{Name: "users and aliases", Do: func(ctx context.Context) ([]string, error) { return nil, s.loadDomainFiles(ctx) }},
+		{Name: "users and aliases", Do: func(ctx context.Context, _ *reload.Report) error { return s.loadDomainFiles(ctx) }},
 	}})
 	return nil
 }
@@ -85,7 +84,7 @@ func (s *server) loadDomainFiles(ctx context.Context) error {
 
 // primaryDomain is the domain of a bare "postmaster": that of our host name if it is local, else the first local one.
 func (s *server) primaryDomain() string {
-	name := s.conf.GetHostname()
+	name := s.conf().GetHostname()
 	if d, err := address.NormalizeDomain(name); err == nil && s.domains.IsLocal(d) {
 		return d
 	}
@@ -98,29 +97,19 @@ func (s *server) primaryDomain() string {
 }
 
 // makeReceiving makes the SMTP server and the set of its listeners.
-func (s *server) makeReceiving(ctx context.Context) error {
-	conf := s.conf
-	cfg := smtpsrv.Config{Hostname: conf.GetHostname(), MaxSize: conf.MaxDataSize, MaxRecipients: int(conf.GetMaxRecipients()),
-		MaxReceived: int(conf.GetMaxReceivedHeaders()), MaxConns: int(conf.GetMaxConnections()), MaxConnsPerIP: int(conf.GetMaxConnectionsPerIp()),
-		CommandTimeout: conf.Time.Command, DataTimeout: conf.Time.Data, SessionTimeout: conf.Time.Session,
-		OwnName: func(host string) bool {
-			return s.domains.Current().IsLocal(host) || s.domains.Current().HasCert(host, time.Now())
-		},
-		Auth: s.auth, Intake: s.intake, Observer: s.observer, Metrics: s.reg}
-	if s.flags.maxReceived > 0 {
-		cfg.MaxReceived = s.flags.maxReceived
-	}
-	s.tlsForClients(&cfg)
-	if err := s.checks(&cfg); err != nil {
+func (s *server) makeReceiving(context.Context) error {
+	conf := s.conf()
+	s.makeCheckers()
+	cfg, err := s.smtpConfig(conf)
+	if err != nil {
 		return err
 	}
 	s.smtp = smtpsrv.New(cfg)
-	var err error
 	if s.sockets, err = listen.FromEnvironment(); err != nil {
 		return err
 	}
 	s.listeners = listen.New(listen.Config{Sockets: s.sockets, Inherited: s.inherited, Metrics: s.reg})
-	s.listeners.SetProxy(listen.Proxy{On: conf.GetHaproxyIncoming(), Trusted: conf.TrustedProxy})
+	s.listeners.SetProxy(proxy(conf))
 	return nil
 }
 
@@ -155,14 +144,14 @@ func (s *server) openControl(context.Context) error {
 	if s.history != nil {
 		past = s.history
 	}
-	methods := opctl.Methods(s.queue, past, func(ctx context.Context) error { return s.reload.Now(ctx, reload.Operator) })
+	methods := opctl.Methods(s.queue, past, s.operatorReload)
 	maps.Copy(methods, opctl.LevelMethods(s.levels))
 	methods["AliasResolve"] = s.rpcAliasResolve
 	methods["DomaininfoClear"] = s.rpcDomaininfoClear
 	methods[opctl.Upgrade] = s.rpcUpgrade
 	slow := opctl.Slow()
 	slow[opctl.Upgrade] = true
-	path := filepath.Join(s.conf.GetDataDir(), control.SocketName)
+	path := filepath.Join(s.conf().GetDataDir(), control.SocketName)
 	l, err := s.inheritOne(controlKey(path))
 	if err != nil {
 		return err

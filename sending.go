@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,47 +30,35 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/vfs"
 )
 
-// sending is everything on the way out.
+// sending is everything on the way out. What settings change of it is swapped as a whole.
 type sending struct {
-	router    atomic.Pointer[courier.Router]
-	smtp      *courier.SMTP
-	rewriter  *srs.Rewriter // nil: senders are not rewritten
-	passwords atomic.Pointer[map[string]string]
+	local func(domain string) bool // ours
+	now   atomic.Pointer[outbound]
 }
 
-func (s *server) makeSending(ctx context.Context) error {
-	out := &sending{}
-	s.sending = out
-	router, err := courier.NewRouter(s.routes(s.conf))
+// outbound is the way out by one state of the settings. It is not changed once made.
+type outbound struct {
+	router    *courier.Router
+	mux       *courier.Mux
+	local     *courier.Local
+	smtp      *courier.SMTP
+	secrets   [][]byte      // of rewritten senders, the one in use first
+	rewriter  *srs.Rewriter // nil: senders are not rewritten
+	passwords map[string]string
+	before    map[string]string // the passwords before, for deliveries that were routed then
+}
+
+func (s *server) makeSending(context.Context) error {
+	conf := s.conf()
+	s.sending = &sending{local: s.domains.IsLocal}
+	out, err := s.newOutbound(nil, nil, conf)
 	if err != nil {
 		return err
 	}
-	out.router.Store(router)
-	passwords := s.conf.RelayPasswords()
-	out.passwords.Store(&passwords)
-	panics := s.reg.CounterVec("chasquid_panics_total", "Panics recovered, by component: each is a bug worth reporting.",
-		[]string{"component"}, monitoring.PanicComponents).With("courier")
-	port, err := strconv.ParseUint(s.flags.smtpPort, 10, 16)
-	if err != nil {
-		return fmt.Errorf("-testing__outgoing_smtp_port: %w", err)
-	}
-	out.smtp = courier.NewSMTP(courier.Config{Hostname: s.conf.GetHostname(), Resolver: s.dns, Port: uint16(port), SourceAddrs: s.conf.OutgoingIPs,
-		Own: s.ownAddress, Sources: s.tlsSources(), HostSources: s.tlsHostSources(), Ledger: s.ledger(), Password: out.password,
-		SendLongLines: s.conf.GetLongLines() == "send", Timeouts: courier.Timeouts{Connect: s.conf.Time.Dial}, Metrics: s.reg})
-	local := courier.LocalConfig{Hostname: s.conf.GetHostname(), MDA: s.conf.GetMailDeliveryAgentBin(), Args: s.conf.GetMailDeliveryAgentArgs(),
-		Env: os.Environ(), Timeout: s.conf.Time.LocalDelivery, SuffixSeparators: s.conf.GetSuffixSeparators(),
-		DropCharacters: s.conf.GetDropCharacters(), OnPanic: panics.Inc, Metrics: s.reg}
-	mux := &courier.Mux{Local: courier.NewLocal(local), SMTP: out.smtp, Pipe: courier.NewPipe(local), OnPanic: panics.Inc}
-	if s.conf.SRS {
-		secrets, err := srsSecrets(s.conf.SRSSecretFile)
-		if err != nil {
-			return err
-		}
-		out.rewriter = srs.New(secrets...)
-	}
+	s.sending.now.Store(out)
 	s.slot = &queue.Slot{}
-	s.queue = queue.New(s.queueConfig(mux, out))
-	s.intake = handover.NewIntake(s.queue, s.conf.GetDataDir())
+	s.queue = queue.New(s.queueConfig(conf, out))
+	s.intake = handover.NewIntake(s.queue, conf.GetDataDir())
 	return nil
 }
 
@@ -82,7 +72,7 @@ func (s *server) openQueue(ctx context.Context) error {
 
 // openStore opens the queue's directory. Patience is how long to wait for its lock.
 func (s *server) openStore(ctx context.Context, patience time.Duration) error {
-	conf := spool.Config{FS: s.queueDisk(), Dir: filepath.Join(s.conf.GetDataDir(), "queue"), MinFree: int64(s.conf.GetMinFreeDiskMb()) << 20, Metrics: s.reg}
+	conf := spool.Config{FS: s.queueDisk(), Dir: filepath.Join(s.conf().GetDataDir(), "queue"), MinFree: minFree(s.conf()), Metrics: s.reg}
 	store, err := spool.Open(conf)
 	for end := time.Now().Add(patience); errors.Is(err, vfs.ErrLocked) && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
@@ -106,6 +96,114 @@ func queueError(err error) error {
 		fix = "another chasquid uses this data_dir: stop it, or set another"
 	}
 	return remedy.With(fmt.Errorf("Error initializing queue: %w", err), fix)
+}
+
+func minFree(conf *config.Config) int64 { return int64(conf.GetMinFreeDiskMb()) << 20 }
+
+// newOutbound makes the way out. was is the present one with its settings, nil at the start: what stays the same, and what remembers
+// something, is taken from there.
+func (s *server) newOutbound(was *outbound, old, conf *config.Config) (*outbound, error) {
+	out := &outbound{passwords: conf.RelayPasswords()}
+	var err error
+	if out.router, err = courier.NewRouter(s.routes(conf)); err != nil {
+		return nil, err
+	}
+	if err := out.useSecret(was, old, conf); err != nil {
+		return nil, err
+	}
+	port, err := strconv.ParseUint(s.flags.smtpPort, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("-testing__outgoing_smtp_port: %w", err)
+	}
+	panics := s.reg.CounterVec("chasquid_panics_total", "Panics recovered, by component: each is a bug worth reporting.",
+		[]string{"component"}, monitoring.PanicComponents).With("courier")
+	local := courier.LocalConfig{Hostname: conf.GetHostname(), MDA: conf.GetMailDeliveryAgentBin(), Args: conf.GetMailDeliveryAgentArgs(),
+		Env: os.Environ(), Timeout: conf.Time.LocalDelivery, SuffixSeparators: conf.GetSuffixSeparators(),
+		DropCharacters: conf.GetDropCharacters(), OnPanic: panics.Inc, Metrics: s.reg}
+	switch {
+	case was == nil:
+		out.local = courier.NewLocal(local)
+	default:
+		out.local, out.before = was.local.With(local), was.passwords
+	}
+	if was != nil && sameSMTP(old, conf) {
+		out.smtp = was.smtp // with its open connections
+	} else {
+		out.smtp = courier.NewSMTP(courier.Config{Hostname: conf.GetHostname(), Resolver: s.dns, Port: uint16(port), SourceAddrs: conf.OutgoingIPs,
+			Own: s.ownAddress, Sources: s.tlsSources(), HostSources: s.tlsHostSources(), Ledger: s.ledger(), Password: s.sending.password,
+			SendLongLines: conf.GetLongLines() == "send", Timeouts: courier.Timeouts{Connect: conf.Time.Dial}, Metrics: s.reg})
+	}
+	out.mux = &courier.Mux{Local: out.local, SMTP: out.smtp, Pipe: courier.NewPipe(local), OnPanic: panics.Inc}
+	return out, nil
+}
+
+// sameSMTP reports whether two configurations speak with other servers in the same way.
+func sameSMTP(a, b *config.Config) bool {
+	return a.GetHostname() == b.GetHostname() && slices.Equal(a.OutgoingIPs, b.OutgoingIPs) && a.Time.Dial == b.Time.Dial && a.GetLongLines() == b.GetLongLines()
+}
+
+func sameSecrets(a, b [][]byte) bool { return slices.EqualFunc(a, b, bytes.Equal) }
+
+// useSecret reads the secret of rewritten senders if they are to be rewritten.
+func (out *outbound) useSecret(was *outbound, old, conf *config.Config) (err error) {
+	if !conf.SRS {
+		return nil
+	}
+	_, missing := os.Stat(conf.SRSSecretFile)
+	if was != nil && was.secrets != nil && old.SRSSecretFile == conf.SRSSecretFile && errors.Is(missing, os.ErrNotExist) {
+		out.secrets = was.secrets // a new one would make strangers of all bounces that are still to come
+	} else if out.secrets, err = srsSecrets(conf.SRSSecretFile); err != nil {
+		return err
+	}
+	if was != nil && was.rewriter != nil && sameSecrets(was.secrets, out.secrets) {
+		out.rewriter = was.rewriter
+	} else {
+		out.rewriter = srs.New(out.secrets...)
+	}
+	return nil
+}
+
+// prepareSending makes the way out by the new settings.
+func (s *server) prepareSending(c *change) (secretChanged bool, err error) {
+	was := s.sending.now.Load()
+	out, err := s.newOutbound(was, c.old, c.new)
+	if err != nil {
+		return false, err
+	}
+	c.onSwap(func() {
+		s.sending.now.Store(out)
+		s.queue.Configure(s.queueConfig(c.new, out))
+		if out.smtp != was.smtp {
+			was.smtp.Close() // deliveries under way go on
+		}
+	}, nil)
+	return was.secrets != nil && out.secrets != nil && !sameSecrets(was.secrets, out.secrets), nil
+}
+
+// Deliver delivers by the settings of this moment. It is the queue's courier.
+func (out *sending) Deliver(ctx context.Context, job mail.Job) []mail.Outcome {
+	return out.now.Load().mux.Deliver(ctx, job)
+}
+
+// route says where a recipient goes next.
+func (out *sending) route(ctx context.Context, r mail.Recipient, env *mail.Envelope) (mail.Route, error) {
+	return out.now.Load().router.Route(ctx, r, env)
+}
+
+// site names the set of hosts that take the mail of a domain.
+func (out *sending) site(ctx context.Context, domain string) (string, error) {
+	return out.now.Load().smtp.Site(ctx, mail.Route{Transport: mail.SMTP, Domain: domain}), nil
+}
+
+var errNotRewritten = errors.New("senders are not rewritten")
+
+// reverse returns whom a rewritten address stands for.
+func (out *sending) reverse(a address.Address) (address.Address, error) {
+	rw := out.now.Load().rewriter
+	if rw == nil {
+		return a, errNotRewritten
+	}
+	return rw.Original(a, out.local, time.Now())
 }
 
 // queueDisk is the file system of the queue. For tests, it flushes slowly, one flush after the other, as disks do, or hangs.
@@ -132,26 +230,20 @@ func (s *server) queueDisk() vfs.FS {
 	})
 }
 
-func (s *server) queueConfig(mux *courier.Mux, out *sending) queue.Config {
-	bounceTo, err := address.ParsePath(s.conf.GetDoubleBounceTo())
+func (s *server) queueConfig(conf *config.Config, out *outbound) queue.Config {
+	bounceTo, err := address.ParsePath(conf.GetDoubleBounceTo())
 	if err != nil { // config has checked it
 		bounceTo = address.Address{}
 	}
-	delay := s.conf.DelayNotice
+	delay := conf.DelayNotice
 	if delay == 0 {
 		delay = -1
 	}
-	return queue.Config{Store: s.slot, Courier: mux, Expand: s.aliases.Expand,
-		Route: func(ctx context.Context, r mail.Recipient, env *mail.Envelope) (mail.Route, error) {
-			return out.router.Load().Route(ctx, r, env)
-		},
-		Sites: func(ctx context.Context, domain string) (string, error) {
-			return out.smtp.Site(ctx, mail.Route{Transport: mail.SMTP, Domain: domain}), nil
-		},
+	return queue.Config{Store: s.slot, Courier: s.sending, Expand: s.aliases.Expand, Route: s.sending.route, Sites: s.sending.site,
 		LocalDomain: s.domains.IsLocal, Sign: s.signNotice, SRS: out.rewriter, Observer: s.observer, Metrics: s.reg,
-		Hostname: s.conf.GetHostname(), DoubleBounceTo: bounceTo, MaxItems: int(s.conf.GetMaxQueueItems()),
-		GiveUpAfter: s.conf.GiveUp, DelayNoticeAfter: delay, Grace: s.conf.Time.Drain,
-		Workers: int(s.conf.GetMaxDeliveries()), SiteWorkers: int(s.conf.GetMaxDeliveriesPerDestination())}
+		Hostname: conf.GetHostname(), DoubleBounceTo: bounceTo, MaxItems: int(conf.GetMaxQueueItems()),
+		GiveUpAfter: conf.GiveUp, DelayNoticeAfter: delay, Grace: conf.Time.Drain,
+		Workers: int(conf.GetMaxDeliveries()), SiteWorkers: int(conf.GetMaxDeliveriesPerDestination())}
 }
 
 // routes is the router's configuration.
@@ -159,16 +251,19 @@ func (s *server) routes(conf *config.Config) courier.RouterConfig {
 	return courier.RouterConfig{Local: s.domains.IsLocal, LocalTarget: conf.LocalTarget(), RelayVia: conf.RelayURL(), Routes: conf.RouteTable()}
 }
 
+// password is what to say to the relay of a route.
 func (out *sending) password(target string) (string, error) {
-	p, ok := (*out.passwords.Load())[target]
-	if !ok {
-		return "", errors.New("no password is configured for " + target)
+	now := out.now.Load()
+	for _, passwords := range []map[string]string{now.passwords, now.before} {
+		if p, ok := passwords[target]; ok {
+			return p, nil
+		}
 	}
-	return p, nil
+	return "", errors.New("no password is configured for " + target)
 }
 
 // close ends the idle connections.
-func (out *sending) close() { out.smtp.Close() }
+func (out *sending) close() { out.now.Load().smtp.Close() }
 
 // ownAddress reports whether we listen there: mail for it would come back to us.
 func (s *server) ownAddress(ap netip.AddrPort) bool {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -50,13 +51,11 @@ import (
 type server struct {
 	flags   *flags
 	build   build
-	conf    *config.Config
 	started time.Time
+	current atomic.Pointer[config.Config] // see conf
 
-	reg  *expvarom.Registry
-	rec  *trace.Recorder
-	push *otlp.Exporter // nil: traces are not pushed
-
+	reg      *expvarom.Registry
+	rec      *trace.Recorder
 	log      *monitoring.Log
 	recent   *monitoring.Recent
 	maillog  *maillog.Log
@@ -68,14 +67,16 @@ type server struct {
 	auth      *auth.Authenticator
 	aliases   *aliases.Resolver
 	reload    *reload.Runner
-	dovecot   *dovecot.Client // nil: not used
+	dovecot   *dovecot.Client
 	signer    *dkim.Signer
-	certs     *acmecert.Manager // has no names without the acme setting
+	certs     atomic.Pointer[acmecert.Manager] // has no names without the acme setting
 	levels    *domaininfo.DB
 	sts       *sts.Cache
 	dane      *dane.Source
-	reports   *tlsrpt.Recorder // nil: no TLS reports
+	reports   *tlsrpt.Recorder
 	rate      *policy.Rate
+	checkers  checkers
+	clientTLS *tls.Config
 	selfcheck *selfcheck.Runner
 	sending   *sending
 	slot      *queue.Slot // of the queue: holds store, or nothing while another process has the directory
@@ -91,6 +92,7 @@ type server struct {
 	supervisor *supervise.Supervisor
 	up         upgrades
 	run        running
+	settings   settings
 
 	exit     context.CancelFunc // asks the server to stop
 	draining chan struct{}      // closed when it does
@@ -98,7 +100,9 @@ type server struct {
 
 // newServer makes all parts in start-up order; an error says what is wrong and ends the start.
 func newServer(ctx context.Context, f *flags, conf *config.Config, b build, o origin) (*server, error) {
-	s := &server{flags: f, build: b, conf: conf, started: time.Now(), draining: make(chan struct{})}
+	s := &server{flags: f, build: b, started: time.Now(), draining: make(chan struct{})}
+	s.current.Store(conf)
+	s.settings.started = make(chan struct{})
 	s.reg = expvarom.New()
 	s.initUpgrades(o)
 	s.log = monitoring.NewLog(log.Default, s.reg)
@@ -121,23 +125,33 @@ func newServer(ctx context.Context, f *flags, conf *config.Config, b build, o or
 
 // makeTracer makes the recorder of traces, and what pushes them to a collector if there is one.
 func (s *server) makeTracer() error {
-	tc := trace.Config{Metrics: s.reg, Log: true, Line: s.log.Line, Mirror: true, Labels: true, Generation: nextGeneration(s.conf.GetDataDir())}
-	if url := s.conf.GetOtlpEndpoint(); url != "" {
-		var err error
-		s.push, err = otlp.New(otlp.Config{Endpoint: url, Metrics: s.reg, Resource: otlp.Resource{Service: "chasquid", Version: s.build.version, Instance: s.conf.GetHostname()}})
-		if err != nil {
-			return fmt.Errorf("otlp_endpoint: %w", err)
-		}
-		tc.Export = s.push.Export
+	tc := trace.Config{Metrics: s.reg, Log: true, Line: s.log.Line, Mirror: true, Labels: true, Generation: nextGeneration(s.conf().GetDataDir())}
+	push, err := s.newExporter(s.conf())
+	if err != nil {
+		return fmt.Errorf("otlp_endpoint: %w", err)
+	}
+	if push != nil {
+		tc.Export = push.Export
+		s.settings.push.exporter = push
 	}
 	s.rec = trace.New(tc)
 	return nil
 }
 
+// newExporter makes what pushes traces elsewhere, nil if nothing does.
+func (s *server) newExporter(conf *config.Config) (*otlp.Exporter, error) {
+	url := conf.GetOtlpEndpoint()
+	if url == "" {
+		return nil, nil
+	}
+	return otlp.New(otlp.Config{Endpoint: url, Metrics: s.reg,
+		Resource: otlp.Resource{Service: "chasquid", Version: s.build.version, Instance: conf.GetHostname()}})
+}
+
 func (s *server) openMailLog(context.Context) error {
 	failed := s.reg.CounterVec("chasquid_log_write_errors_total", "Lines that could not be written, by log.", []string{"log"}, []string{"main", "maillog"}).With("maillog")
 	var err error
-	if s.maillog, err = maillog.Open(maillog.Config{Path: s.conf.GetMailLogPath(), OnError: failed.Inc}); err != nil {
+	if s.maillog, err = maillog.Open(maillog.Config{Path: s.conf().GetMailLogPath(), OnError: failed.Inc}); err != nil {
 		return remedy.With(fmt.Errorf("Error opening mail log: %w", err), "correct mail_log_path, or let the server's user write there")
 	}
 	s.recent = monitoring.NewRecent()
@@ -149,7 +163,7 @@ func (s *server) openMailLog(context.Context) error {
 func (s *server) loadDomains(ctx context.Context) error {
 	var warnings []string
 	var err error
-	s.domains, warnings, err = domains.Load(ctx, domains.Config{Hostname: s.conf.GetHostname(), CertsOptional: s.conf.ACME != nil, Metrics: s.reg,
+	s.domains, warnings, err = domains.Load(ctx, domains.Config{Hostname: s.conf().GetHostname(), CertsOptional: s.conf().ACME != nil, Metrics: s.reg,
 		Users: func() int { return s.count(s.auth.Count) }, Aliases: func() int { return s.count(s.aliases.Count) }})
 	if err != nil {
 		return err
@@ -178,12 +192,12 @@ func (s *server) count(of func(domain string) int) int {
 
 // openData opens what lives in the data directory.
 func (s *server) openData(ctx context.Context) error {
-	dir := s.conf.GetDataDir()
+	dir := s.conf().GetDataDir()
 	if err := os.MkdirAll(dir, 0700); err != nil {
 		return remedy.With(fmt.Errorf("Error making the data directory: %w", err), "let the server's user make it, or correct data_dir")
 	}
 	var err error
-	s.history, err = history.Open(history.Config{Path: filepath.Join(dir, "history.db"), Settings: historySettings(s.conf), Metrics: s.reg})
+	s.history, err = history.Open(history.Config{Path: filepath.Join(dir, "history.db"), Settings: historySettings(s.conf()), Metrics: s.reg})
 	if err != nil {
 		// Mail is more important than its history.
 		log.Errorf("The history of messages is not available: %v", err)
@@ -229,6 +243,7 @@ func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
 			stop() // a second signal ends the process at once
 		case <-s.up.done:
 		}
+		s.endReloads()
 		if s.handedOver() {
 			s.retire(ctx)
 			stop()
@@ -245,9 +260,7 @@ func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
 // startAll starts everything. Of what another process has still open, it starts what it can when that is closed.
 func (s *server) startAll(ctx context.Context) error {
 	r := &s.run
-	if s.push != nil {
-		r.explaining.start(r.base, s.push.Run)
-	}
+	s.runExporter(s.settings.push.exporter)
 	if err := s.startMonitoring(); err != nil {
 		return err
 	}
@@ -276,6 +289,7 @@ func (s *server) startRest() {
 	s.tend()
 	r.living.start(r.base, s.supervisor.Run)
 	s.supervisor.Ready("serving")
+	s.startReloads()
 }
 
 // deliver runs the queue.
@@ -294,9 +308,7 @@ func (s *server) stopAll() error {
 	r.asking.stop()
 	r.living.stop()
 	s.sending.close()
-	if s.dovecot != nil {
-		s.dovecot.Close()
-	}
+	s.dovecot.Close()
 	err := s.slot.Close()
 	r.pages.stop()
 	r.recording.stop()
@@ -306,7 +318,7 @@ func (s *server) stopAll() error {
 
 // drain lets the sessions end, for as long as the settings say.
 func (s *server) drain(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, s.conf.Time.Drain)
+	ctx, cancel := context.WithTimeout(ctx, s.conf().Time.Drain)
 	defer cancel()
 	s.stopPredecessor(ctx)
 	if err := s.smtp.Drain(ctx); err != nil {
@@ -321,22 +333,19 @@ func (s *server) drain(ctx context.Context) {
 func (s *server) tend() {
 	fs := []func(context.Context){s.levels.Run, s.sts.Run, s.selfcheck.Run, func(ctx context.Context) {
 		// What was read at start may have changed since, and the gauges of reloads shall not be empty until the first one.
-		_ = s.reload.Now(ctx, reload.Start)
+		s.reload.Now(ctx, reload.Start)
 		s.reload.Run(ctx)
 	}}
-	if s.reports != nil {
-		fs = append(fs, s.reports.Run)
-	}
-	fs = append(fs, s.certs.Run)
-	s.run.tending.start(s.run.base, fs...)
+	s.run.tending.start(s.run.base, append(fs, s.reports.Run)...)
+	s.runCertificates()
 }
 
 // roles are the listeners the settings ask for.
-func (s *server) roles() []listen.Role {
+func roles(conf *config.Config) []listen.Role {
 	return []listen.Role{
-		{Name: "smtp", Label: smtpsrv.SMTP.String(), Addresses: s.conf.GetSmtpAddress()},
-		{Name: "submission", Label: smtpsrv.Submission.String(), Addresses: s.conf.GetSubmissionAddress()},
-		{Name: "submission_tls", Label: smtpsrv.SubmissionTLS.String(), Addresses: s.conf.GetSubmissionOverTlsAddress()},
+		{Name: "smtp", Label: smtpsrv.SMTP.String(), Addresses: conf.GetSmtpAddress()},
+		{Name: "submission", Label: smtpsrv.Submission.String(), Addresses: conf.GetSubmissionAddress()},
+		{Name: "submission_tls", Label: smtpsrv.SubmissionTLS.String(), Addresses: conf.GetSubmissionOverTlsAddress()},
 	}
 }
 
@@ -355,7 +364,7 @@ func (s *server) listen(ctx context.Context) error {
 
 // openListeners opens the listeners that are not open yet.
 func (s *server) openListeners(ctx context.Context) error {
-	added, _, warnings, err := s.listeners.Apply(ctx, s.roles())
+	added, _, warnings, err := s.listeners.Apply(ctx, roles(s.conf()))
 	for _, w := range warnings {
 		log.Infof("%s", w)
 	}
@@ -403,12 +412,6 @@ func (s *server) hangup(ctx context.Context) {
 	if err := s.maillog.Reopen(); err != nil {
 		log.Errorf("reopening the mail log: %v", err)
 	}
-	s.certs.Retry()
-	s.supervisor.Reloading()
-	defer s.supervisor.Ready("serving")
-	if err := s.levels.Reload(ctx); err != nil {
-		log.Errorf("reloading the TLS levels of domains: %v", err)
-	}
-	// What could not be loaded stays as it was; the runner has logged why.
-	_ = s.reload.Now(trace.WithRecorder(ctx, s.rec), reload.Signal)
+	s.certs.Load().Retry()
+	s.reloadNow(trace.WithRecorder(ctx, s.rec), reload.Signal)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
+	"blitiri.com.ar/go/chasquid/internal/config"
 	"blitiri.com.ar/go/chasquid/internal/courier"
 	"blitiri.com.ar/go/chasquid/internal/dane"
 	"blitiri.com.ar/go/chasquid/internal/dns"
@@ -31,29 +32,25 @@ import (
 
 // openState opens what is remembered of other servers, below the data directory.
 func (s *server) openState(ctx context.Context, dir string) error {
-	servers := make([]string, len(s.conf.Resolvers))
-	for i, r := range s.conf.Resolvers {
-		servers[i] = r.String()
-	}
-	s.dns = dns.New(dns.Config{Servers: servers, TrustAD: s.conf.GetDnsTrustAd(), Metrics: s.reg})
+	conf := s.conf()
+	s.dns = dns.New(dns.Config{Servers: resolvers(conf), TrustAD: conf.GetDnsTrustAd(), Metrics: s.reg})
 	var err error
 	if s.levels, err = domaininfo.Open(ctx, domaininfo.Config{Dir: filepath.Join(dir, "domaininfo")}); err != nil {
 		return fmt.Errorf("Error opening domain info database: %w", err)
 	}
-	var report func(tlspolicy.Report)
-	if s.conf.TLSReports {
-		if s.reports, err = tlsrpt.New(s.tlsReports(dir)); err != nil {
-			log.Errorf("The counts for TLS reports start anew: %v", err)
-		}
-		report = s.reports.Observe
+	s.reports, err = tlsrpt.New(tlsrpt.Config{Off: !conf.TLSReports, Resolver: s.dns, Hostname: reportHost(conf),
+		State: filepath.Join(dir, "tls-reports.json"), Later: s.up.pred != nil, Mail: s.mailReport, Metrics: s.reg})
+	if err != nil {
+		log.Errorf("The counts for TLS reports start anew: %v", err)
 	}
+	report := s.reports.Observe
 	if s.sts, err = sts.New(sts.Config{Resolver: s.dns, Dir: filepath.Join(dir, "sts-cache"), Report: report, Metrics: s.reg}); err != nil {
 		return fmt.Errorf("Failed to initialize STS cache: %w", err)
 	}
 	s.selfcheck = selfcheck.New(selfcheck.RunnerConfig{Metrics: s.reg, Domains: s.ownDomains, Checks: func() selfcheck.Config {
-		return selfcheck.Config{Resolver: s.dns, Hostname: s.conf.GetHostname(), HasCert: func(host string) bool { return s.domains.Current().HasCert(host, time.Now()) }}
+		return selfcheck.Config{Resolver: s.dns, Hostname: s.conf().GetHostname(), HasCert: func(host string) bool { return s.domains.Current().HasCert(host, time.Now()) }}
 	}})
-	s.selfcheck.Set(s.conf.GetSelfcheck() == "on")
+	s.selfcheck.Set(s.conf().GetSelfcheck() == "on")
 	s.dane = dane.New(dane.Config{Resolver: s.dns, Report: report, Metrics: s.reg})
 	return nil
 }
@@ -77,12 +74,22 @@ func nextGeneration(dir string) int64 {
 	return n
 }
 
-func (s *server) tlsReports(dir string) tlsrpt.Config {
-	host, err := address.DomainToASCII(s.conf.GetHostname())
-	if err != nil {
-		host = s.conf.GetHostname()
+// resolvers are the DNS servers of the settings, none for those of the system.
+func resolvers(conf *config.Config) []string {
+	servers := make([]string, len(conf.Resolvers))
+	for i, r := range conf.Resolvers {
+		servers[i] = r.String()
 	}
-	return tlsrpt.Config{Resolver: s.dns, Hostname: host, State: filepath.Join(dir, "tls-reports.json"), Later: s.up.pred != nil, Mail: s.mailReport, Metrics: s.reg}
+	return servers
+}
+
+// reportHost is who sends TLS reports.
+func reportHost(conf *config.Config) string {
+	host, err := address.DomainToASCII(conf.GetHostname())
+	if err != nil {
+		return conf.GetHostname()
+	}
+	return host
 }
 
 // mailReport signs a report and puts it into the queue.
@@ -144,7 +151,7 @@ func (s *server) rpcDomaininfoClear(ctx context.Context, args url.Values) (url.V
 // cannot be read stays where it is, for an operator to look at.
 func (s *server) importItems(ctx context.Context) error {
 	last := time.Now()
-	r, err := items.Import(ctx, items.Config{Store: s.slot, Dir: filepath.Join(s.conf.GetDataDir(), "queue"), Progress: func(done, total int) {
+	r, err := items.Import(ctx, items.Config{Store: s.slot, Dir: filepath.Join(s.conf().GetDataDir(), "queue"), Progress: func(done, total int) {
 		if time.Since(last) > progressEvery {
 			last = time.Now()
 			log.Infof("Importing the queue: %d of %d messages", done, total)

@@ -62,7 +62,6 @@ type upgrades struct {
 
 	// Sockets that are open and not served yet.
 	opened []*listen.Listener
-	pages  net.Listener // served, too
 
 	mu     sync.Mutex  // held during an upgrade, and for good when there can be none any more
 	giving atomic.Bool // the queue is being given away, or was
@@ -134,8 +133,8 @@ func (s *server) socketsForNext() (*handover.Sockets, error) {
 	for _, l := range s.listeners.Listeners() {
 		errs = append(errs, all.Add(l.Key(), l))
 	}
-	if s.up.pages != nil {
-		errs = append(errs, all.Add(monitoringKey(s.conf.GetMonitoringAddress()), s.up.pages))
+	if p := s.settings.pages; p.l != nil {
+		errs = append(errs, all.Add(monitoringKey(p.address), p.l))
 	}
 	errs = append(errs, all.Add(controlKey(s.control.Path()), s.control.Socket()))
 	if err := errors.Join(errs...); err != nil {

@@ -179,21 +179,3 @@ func describe(e history.Event) string {
 	}
 	return strings.Join(l, " ")
 }
-
-func reloadCommand() *command {
-	return &command{name: "reload", short: "Make the server read its files again",
-		long: "Asks the running server to read certificates, domains, users, aliases and keys again, as it does by itself every half minute. " +
-			"What cannot be read keeps its last good state, and the exit status is 1.",
-		prepare: func(*flag.FlagSet) func(*call) error {
-			return func(c *call) error {
-				if err := c.wantArgs(0, 0); err != nil {
-					return err
-				}
-				if err := c.ask(operationTimeout, opctl.Reload, nil, nil); err != nil {
-					return err
-				}
-				fmt.Fprintln(c.Stdout, "Reloaded.")
-				return nil
-			}
-		}}
-}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -211,6 +212,23 @@ func (c *Config) Files() []string {
 	add(c.Acme.GetCaFile())
 	add(c.Acme.GetEabKeyFile())
 	return files
+}
+
+var dataDirRE = regexp.MustCompile(`(?m)^\s*data_dir\s*:\s*"([^"\\]*)"`)
+
+// FindDataDir returns the data directory that the file names, as far as that can be told: also of a file that is wrong elsewhere. Whoever
+// asks the server about a bad file has to find its socket.
+func FindDataDir(path string) string {
+	if c, err := Load(path, ""); err == nil {
+		return c.Path(c.DataDir)
+	}
+	dir := Default().DataDir
+	if text, err := readFile(path); err == nil {
+		if m := dataDirRE.FindStringSubmatch(text); m != nil && m[1] != "" {
+			dir = m[1]
+		}
+	}
+	return (&Config{Dir: filepath.Dir(path)}).Path(dir)
 }
 
 // Path returns p, made relative to the configuration directory unless it is absolute or empty.

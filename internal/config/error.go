@@ -57,6 +57,18 @@ func Errors(err error) []*Error {
 	return nil
 }
 
+// Problem is an error of the setting field that shows only when it is put to use: an address that is taken, a file that cannot be opened.
+func (c *Config) Problem(field string, err error, fix string) error {
+	e := &Error{Field: field, Msg: err.Error(), Fix: fix, prefix: field, err: err}
+	name := field[strings.LastIndexByte(field, '.')+1:]
+	if lineOf(c.overrides, name) > 0 {
+		e.prefix = "overrides: " + field
+	} else if n := lineOf(c.text, name); n > 0 {
+		e.File, e.Line = c.File, n
+	}
+	return e
+}
+
 func readError(path string, err error) error {
 	return &Error{File: path, prefix: fmt.Sprintf("failed to read config at %q", path), Msg: err.Error(), err: err,
 		Fix: `check the path and its permissions, name the right directory with -config_dir, or make one with "chasquid setup"`}

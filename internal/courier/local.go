@@ -68,16 +68,23 @@ type Local struct {
 	cfg     LocalConfig
 	metrics *metrics
 	lmtp    *SMTP // the client side shared with SMTP
-	names   nameMaker
+	names   *nameMaker
 }
 
 // NewLocal returns a courier for local mailboxes.
 func NewLocal(cfg LocalConfig) *Local {
 	cfg = cfg.withDefaults()
 	return &Local{
-		cfg: cfg, metrics: newMetrics(cfg.Metrics),
+		cfg: cfg, metrics: newMetrics(cfg.Metrics), names: &nameMaker{},
 		lmtp: newSMTP(Config{Hostname: cfg.Hostname, Dial: cfg.Dial, MaxIdle: -1, Timeouts: cfg.Timeouts, Metrics: cfg.Metrics}),
 	}
+}
+
+// With returns a courier with another configuration. Both may be used at the same time: they give no name twice.
+func (l *Local) With(cfg LocalConfig) *Local {
+	next := NewLocal(cfg)
+	next.names = l.names
+	return next
 }
 
 // Deliver implements Courier.

@@ -80,7 +80,7 @@ func (t *Table) readCerts(ctx context.Context) (list []*Cert, warnings []string,
 // never had a certificate, that is told apart: it is a directory of something else.
 func loadCert(dir, name string, last *loaded[*Cert]) (next *loaded[*Cert], missing error) {
 	chain, key := filepath.Join(dir, "fullchain.pem"), filepath.Join(dir, "privkey.pem")
-	state := fileState(chain, key)
+	state := FileState(chain, key)
 	if last != nil && last.state == state {
 		return last, nil
 	}

@@ -164,6 +164,9 @@ func (s *Snapshot) own() []*Cert {
 	return s.Certs[: len(s.Certs)-len(s.extra) : len(s.Certs)-len(s.extra)]
 }
 
+// HasOwn reports whether there is a certificate in certs/.
+func (s *Snapshot) HasOwn() bool { return len(s.own()) > 0 }
+
 // same reports whether two snapshots consist of the same objects.
 func (s *Snapshot) same(o *Snapshot) bool {
 	return slices.Equal(s.Domains, o.Domains) && slices.Equal(s.Certs, o.Certs)
@@ -231,8 +234,8 @@ func fixRead(path string) string {
 	return fmt.Sprintf("let the server's user read it: check owner and mode of %s and of the directories above it", path)
 }
 
-// fileState describes files so that a change of any of them shows. Missing files count as well.
-func fileState(paths ...string) string {
+// FileState describes files so that a change of any of them shows. Missing files count as well.
+func FileState(paths ...string) string {
 	var b strings.Builder
 	for _, p := range paths {
 		st, err := os.Stat(p)

@@ -50,7 +50,7 @@ func (t *Table) readDomains(ctx context.Context) (list []*Domain, warnings []str
 // loadDomain loads a domain's directory, unless its keys are as they were at the last look.
 func loadDomain(dir, name string, last *loaded[*Domain]) *loaded[*Domain] {
 	keyFiles, err := findKeys(dir)
-	state := fileState(keyFiles...)
+	state := FileState(keyFiles...)
 	if last != nil && last.state == state && err == nil {
 		return last
 	}

@@ -31,9 +31,10 @@ var (
 
 // Error is a listener that cannot be had.
 type Error struct {
-	Msg string
-	Fix string
-	Err error // the cause, may be nil
+	Role string // Role.Name, empty if it is none's
+	Msg  string
+	Fix  string
+	Err  error // the cause, may be nil
 }
 
 // Error says what failed.
@@ -138,11 +139,11 @@ func (s *Set) Apply(ctx context.Context, roles []Role) (added, removed []*Listen
 		errs = append(errs, ErrNoAddress)
 	}
 	if err := errors.Join(errs...); err != nil {
-		closeAll(added)
+		s.closeAll(added)
 		return nil, nil, warnings, err
 	}
 	removed = missing(s.list, next)
-	closeAll(removed)
+	s.closeAll(removed)
 	s.list = next
 	for _, l := range added {
 		trace.From(ctx).Printf("listening on %s (%s)", l.Addr(), l.Label)
@@ -153,7 +154,7 @@ func (s *Set) Apply(ctx context.Context, roles []Role) (added, removed []*Listen
 // open returns the listeners of one address: those the set has already, or new ones.
 func (s *Set) open(ctx context.Context, r Role, addr string, next []*Listener) (ls []*Listener, fresh bool, err error) {
 	if addr == "" {
-		return nil, false, &Error{Msg: ErrEmptyAddress.Msg + " for " + r.Label, Err: ErrEmptyAddress,
+		return nil, false, &Error{Role: r.Name, Msg: ErrEmptyAddress.Msg + " for " + r.Label, Err: ErrEmptyAddress,
 			Fix: `write an address such as ":25", or remove the setting to use systemd's sockets`}
 	}
 	for _, l := range s.list {
@@ -191,7 +192,7 @@ func (s *Set) inherit(r Role, addr string) (ls []*Listener, err error) {
 		ls = append(ls, s.wrap(l, r, addr, addr == SystemdAddress))
 	}
 	if err != nil {
-		err = &Error{Msg: r.Label + ": " + err.Error(), Err: err}
+		err = &Error{Role: r.Name, Msg: r.Label + ": " + err.Error(), Err: err}
 	}
 	return ls, err
 }
@@ -209,7 +210,7 @@ func (s *Set) wrap(l net.Listener, r Role, addr string, systemd bool) *Listener 
 
 // bindError explains the usual reasons for which an address cannot be listened on.
 func bindError(r Role, addr string, err error) error {
-	e := &Error{Msg: fmt.Sprintf("%s: %v", r.Label, err), Err: err, Fix: "correct the address, or make it available"}
+	e := &Error{Role: r.Name, Msg: fmt.Sprintf("%s: %v", r.Label, err), Err: err, Fix: "correct the address, or make it available"}
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		_, port, _ := net.SplitHostPort(addr)
@@ -227,12 +228,22 @@ func bindError(r Role, addr string, err error) error {
 func (s *Set) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	closeAll(s.list)
+	for _, l := range s.list {
+		l.Close()
+	}
 	s.list = nil
 }
 
-func closeAll(list []*Listener) {
+// closeAll closes listeners. A socket of systemd's stays open on its side, and with us for the day when it is wanted again: systemd passes
+// it only once.
+func (s *Set) closeAll(list []*Listener) {
 	for _, l := range list {
+		if l.Systemd {
+			if s.sockets == nil { // it came from another process
+				s.sockets = &Sockets{byName: map[string][]net.Listener{}}
+			}
+			s.sockets.put(l.Role, l.Listener)
+		}
 		l.Close()
 	}
 }

@@ -282,3 +282,39 @@ func TestInherit(t *testing.T) {
 		t.Errorf("%q, want %q", got[0], want)
 	}
 }
+
+// TestN2SystemdAgain: a socket of systemd's that is left, or was wanted by an Apply that failed, can be used again.
+func TestN2SystemdAgain(t *testing.T) {
+	passed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := passed.Addr().String()
+	s := New(Config{Sockets: &Sockets{byName: map[string][]net.Listener{"smtp": {passed}}}})
+	defer s.Close()
+	for _, step := range []struct {
+		addresses []string
+		fails     bool
+	}{
+		{[]string{"systemd"}, false}, {[]string{"127.0.0.1:0"}, false}, {[]string{"systemd", "192.0.2.1:1"}, true}, {[]string{"systemd"}, false},
+	} {
+		_, _, _, err := s.Apply(t.Context(), []Role{role("smtp", step.addresses...)})
+		if (err != nil) != step.fails {
+			t.Fatalf("%v: %v", step.addresses, err)
+		}
+	}
+	l := s.Listeners()
+	if len(l) != 1 || l[0].Addr().String() != addr {
+		t.Fatalf("listeners %v, want %s", l, addr)
+	}
+	go func() {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+		}
+	}()
+	c, err := l[0].Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"blitiri.com.ar/go/log"
 )
 
 // firstFD is the first descriptor that systemd passes (sd_listen_fds(3)).
@@ -100,6 +102,28 @@ func (s *Sockets) take(name string) []net.Listener {
 	l := s.byName[name]
 	delete(s.byName, name)
 	return l
+}
+
+// put takes a socket back: a duplicate, as l is about to be closed.
+func (s *Sockets) put(name string, l net.Listener) {
+	socket, ok := l.(interface{ File() (*os.File, error) })
+	if !ok {
+		return // then it is not a socket of systemd's
+	}
+	f, err := socket.File()
+	if err != nil {
+		log.Errorf("keeping the socket %q of systemd: %v; a restart is needed to use it again", name, err)
+		return
+	}
+	defer f.Close()
+	again, err := net.FileListener(f)
+	if err != nil {
+		log.Errorf("keeping the socket %q of systemd: %v; a restart is needed to use it again", name, err)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.byName[name] = append(s.byName[name], again)
 }
 
 // unused warns of sockets that no role takes.

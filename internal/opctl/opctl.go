@@ -25,7 +25,7 @@ const (
 	QueueOperate = "QueueOperate" // FilterArgs, "op", "who"; a number
 	HistoryFind  = "HistoryFind"  // QueryArgs; Found
 	HistoryGet   = "HistoryGet"   // "id"; history.Message
-	Reload       = "Reload"       // none; nothing
+	Reload       = "Reload"       // none; Reloaded
 )
 
 // Queue is what the methods need of a queue. *queue.Queue has it.
@@ -49,11 +49,26 @@ type Found struct {
 	More     bool              `json:"more"`
 }
 
+// Reloaded is how a reload went.
+type Reloaded struct {
+	Errors   []ReloadError `json:"errors,omitempty"`
+	Changes  []string      `json:"changes,omitempty"` // settings that are others now, "name: old -> new"
+	Restart  []string      `json:"restart,omitempty"` // settings that take effect at the next restart
+	Warnings []string      `json:"warnings,omitempty"`
+}
+
+// ReloadError is something that stays as it was before.
+type ReloadError struct {
+	What   string `json:"what"`
+	Error  string `json:"error"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
 // ErrNoHistory is the answer of a server that keeps no history.
 var ErrNoHistory = errors.New("the server keeps no history; its log says why")
 
 // Methods returns the methods for the control socket. History may be nil: there is none then; reload too: then there is no such method.
-func Methods(q Queue, h History, reload func(context.Context) error) map[string]control.Method {
+func Methods(q Queue, h History, reload func(context.Context) Reloaded) map[string]control.Method {
 	if p, ok := h.(*history.History); ok && p == nil {
 		h = nil
 	}
@@ -69,7 +84,7 @@ func Methods(q Queue, h History, reload func(context.Context) error) map[string]
 		HistoryGet:   func(ctx context.Context, a url.Values) (url.Values, error) { return get(ctx, h, a.Get("id")) },
 	}
 	if reload != nil {
-		m[Reload] = func(ctx context.Context, a url.Values) (url.Values, error) { return url.Values{}, reload(ctx) }
+		m[Reload] = func(ctx context.Context, a url.Values) (url.Values, error) { return Answer(reload(ctx), nil) }
 	}
 	return m
 }

@@ -29,11 +29,19 @@ const (
 	Operator Trigger = "operator"
 )
 
-// Step is one thing to reload. Do returns sentences worth a line in the log and, joined, what could not be loaded; whatever it
-// could not load stays as it was.
+// Step is one thing to reload. Do reports what it did and returns, joined, what could not be loaded; whatever it could not load stays as
+// it was.
 type Step struct {
 	Name string
-	Do   func(ctx context.Context) (warnings []string, err error)
+	Do   func(ctx context.Context, r *Report) error
+}
+
+// Report is what a step tells of itself.
+type Report struct {
+	Trigger  Trigger  // why it runs
+	Warnings []string // sentences about the present state, logged when they are new
+	Changes  []string // settings that are others now, "name: old -> new"
+	Restart  []string // settings that were changed and take effect at the next restart, likewise
 }
 
 // Config is what to run and how often.
@@ -43,13 +51,28 @@ type Config struct {
 	Metrics *expvarom.Registry
 }
 
-// Status is how the last reload went.
+// Status is how a reload went.
 type Status struct {
-	At      time.Time // zero if there was none
-	Trigger Trigger
-	Took    time.Duration
-	Errors  []StepError
-	Good    time.Time // when a reload last went without an error
+	At       time.Time // zero if there was none
+	Trigger  Trigger
+	Took     time.Duration
+	Errors   []StepError
+	Good     time.Time // when a reload last went without an error
+	Warnings []string
+	Changes  []string // what this reload changed, see Report
+	Restart  []string // what waits for a restart
+
+	ChangedAt   time.Time // when a reload last changed settings
+	LastChanges []string  // what it changed then
+}
+
+// Err returns the failures, joined.
+func (s Status) Err() error {
+	var errs []error
+	for _, e := range s.Errors {
+		errs = append(errs, e)
+	}
+	return errors.Join(errs...)
 }
 
 // StepError is one failure of a step.
@@ -109,7 +132,7 @@ func (r *Runner) Run(ctx context.Context) {
 	}
 }
 
-// ErrHeld is what Now returns when reloads are held.
+// ErrHeld is what Now answers when reloads are held.
 var ErrHeld = errors.New("the server is being upgraded: the new process reads everything anyway")
 
 // Hold keeps reloads from running until release is called. One that runs ends first.
@@ -123,30 +146,36 @@ func (r *Runner) Hold() (release func()) {
 	return func() { set(false) }
 }
 
-// Now reloads and returns the failures, joined.
-func (r *Runner) Now(ctx context.Context, why Trigger) error {
+// Now reloads and returns how that went.
+func (r *Runner) Now(ctx context.Context, why Trigger) Status {
 	r.running.Lock()
 	defer r.running.Unlock()
 	if r.held {
-		return ErrHeld
+		return Status{At: time.Now(), Trigger: why, Errors: []StepError{{"reload", ErrHeld}}}
 	}
 	ctx, span := trace.Start(ctx, trace.Reload, string(why))
 	defer span.Finish()
-	start := time.Now()
-	var failed []StepError
+	st := Status{At: time.Now(), Trigger: why}
 	for _, s := range r.cfg.Steps {
-		warnings, errs := r.step(ctx, s)
+		rep, errs := r.step(ctx, s, why)
 		for _, err := range errs {
 			span.Error(StepError{s.Name, err})
-			failed = append(failed, StepError{s.Name, err})
+			st.Errors = append(st.Errors, StepError{s.Name, err})
 		}
-		r.tell(s.Name, warnings, errs)
+		for _, c := range rep.Changes {
+			span.Printf("%s", c)
+		}
+		st.Warnings = append(st.Warnings, rep.Warnings...)
+		st.Changes = append(st.Changes, rep.Changes...)
+		st.Restart = append(st.Restart, rep.Restart...)
+		r.tell(s.Name, rep, errs)
 	}
-	return r.finish(why, start, failed)
+	return r.finish(st)
 }
 
 // step runs one step; a panic in it is an error like any other.
-func (r *Runner) step(ctx context.Context, s Step) (warnings []string, errs []error) {
+func (r *Runner) step(ctx context.Context, s Step, why Trigger) (rep *Report, errs []error) {
+	rep = &Report{Trigger: why}
 	defer func() {
 		if p := recover(); p != nil {
 			r.metrics.panics.Inc()
@@ -154,8 +183,7 @@ func (r *Runner) step(ctx context.Context, s Step) (warnings []string, errs []er
 			errs = append(errs, fmt.Errorf("internal error, please report it: %v", p))
 		}
 	}()
-	warnings, err := s.Do(ctx)
-	return warnings, split(err)
+	return rep, split(s.Do(ctx, rep))
 }
 
 // split takes joined errors apart.
@@ -175,49 +203,52 @@ func split(err error) []error {
 }
 
 // tell logs what is new since the last time, and once when a failure is over: a bad file is not a line every half minute.
-func (r *Runner) tell(step string, warnings []string, errs []error) {
+func (r *Runner) tell(step string, rep *Report, errs []error) {
 	before := r.told[step]
 	var now []string
+	say := func(level log.Level, line string) {
+		now = append(now, line)
+		if !slices.Contains(before, line) {
+			log.Log(level, 1, "%s", line)
+		}
+	}
 	for _, err := range errs {
 		line := fmt.Sprintf("Reload: %v; what was loaded before stays in force", StepError{step, err})
 		if fix := (StepError{step, err}).Remedy(); fix != "" {
 			line += ". To fix: " + fix
 		}
-		now = append(now, line)
-		if !slices.Contains(before, line) {
-			log.Errorf("%s", line)
-		}
+		say(log.Error, line)
 	}
 	if r.bad[step] && len(errs) == 0 {
 		log.Infof("Reload: %s is good again", step)
 	}
 	r.bad[step] = len(errs) > 0
-	for _, w := range warnings {
-		now = append(now, w)
-		if !slices.Contains(before, w) {
-			log.Infof("%s: %s", step, w)
-		}
+	for _, c := range rep.Changes {
+		log.Infof("Reload: %s", c)
+	}
+	for _, c := range rep.Restart {
+		say(log.Info, "Reload: takes effect at the next restart: "+c)
+	}
+	for _, w := range rep.Warnings {
+		say(log.Info, step+": "+w)
 	}
 	r.told[step] = now
 }
 
-func (r *Runner) finish(why Trigger, start time.Time, failed []StepError) error {
+func (r *Runner) finish(st Status) Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	good := r.last.Good
-	var err error
-	if len(failed) == 0 {
-		good = start
-	} else {
-		var errs []error
-		for _, f := range failed {
-			errs = append(errs, f)
-		}
-		err = errors.Join(errs...)
+	st.Took = time.Since(st.At)
+	st.Good, st.ChangedAt, st.LastChanges = r.last.Good, r.last.ChangedAt, r.last.LastChanges
+	if len(st.Errors) == 0 {
+		st.Good = st.At
 	}
-	r.last = Status{At: start, Trigger: why, Took: time.Since(start), Errors: failed, Good: good}
-	r.metrics.done(why, r.last)
-	return err
+	if len(st.Changes) > 0 {
+		st.ChangedAt, st.LastChanges = st.At, st.Changes
+	}
+	r.last = st
+	r.metrics.done(st.Trigger, st)
+	return st
 }
 
 // Last returns how the last reload went.

@@ -38,7 +38,7 @@ func captureLog(t *testing.T, f func()) string {
 func TestN2OtherStepsGoOn(t *testing.T) {
 	var ran []string
 	step := func(name string, do func() error) Step {
-		return Step{name, func(context.Context) ([]string, error) { ran = append(ran, name); return nil, do() }}
+		return Step{name, func(context.Context, *Report) error { ran = append(ran, name); return do() }}
 	}
 	reg := expvarom.New()
 	r := New(Config{Metrics: reg, Steps: []Step{
@@ -47,7 +47,7 @@ func TestN2OtherStepsGoOn(t *testing.T) {
 		step("certs", func() error { return nil }),
 	}})
 	var err error
-	out := captureLog(t, func() { err = r.Now(t.Context(), Signal) })
+	out := captureLog(t, func() { err = r.Now(t.Context(), Signal).Err() })
 	if strings.Join(ran, " ") != "users aliases certs" {
 		t.Errorf("ran %v", ran)
 	}
@@ -73,11 +73,12 @@ func TestN2OtherStepsGoOn(t *testing.T) {
 func TestLogsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var bad atomic.Bool
-		r := New(Config{Steps: []Step{{"users", func(context.Context) ([]string, error) {
+		r := New(Config{Steps: []Step{{"users", func(_ context.Context, rep *Report) error {
 			if bad.Load() {
-				return []string{"a warning"}, errors.New("bad file")
+				rep.Warnings, rep.Restart = []string{"a warning"}, []string{"data_dir: a -> b"}
+				return errors.New("bad file")
 			}
-			return nil, nil
+			return nil
 		}}}})
 		out := captureLog(t, func() {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -90,7 +91,7 @@ func TestLogsOnce(t *testing.T) {
 			cancel()
 			synctest.Wait()
 		})
-		for text, n := range map[string]int{"bad file": 1, "a warning": 1, "good again": 1} {
+		for text, n := range map[string]int{"bad file": 1, "users: a warning": 1, "at the next restart: data_dir": 1, "good again": 1} {
 			if got := strings.Count(out, text); got != n {
 				t.Errorf("%q %d times, want %d:\n%s", text, got, n, out)
 			}
@@ -107,16 +108,35 @@ func TestLogsOnce(t *testing.T) {
 // TestHold: while reloads are held none runs, and one that runs ends first.
 func TestHold(t *testing.T) {
 	ran := 0
-	r := New(Config{Steps: []Step{{"step", func(context.Context) ([]string, error) {
+	r := New(Config{Steps: []Step{{"step", func(context.Context, *Report) error {
 		ran++
-		return nil, nil
+		return nil
 	}}}})
 	release := r.Hold()
-	if err := r.Now(t.Context(), Signal); !errors.Is(err, ErrHeld) || ran != 0 {
+	if err := r.Now(t.Context(), Signal).Err(); !errors.Is(err, ErrHeld) || ran != 0 {
 		t.Errorf("%v, ran %d times", err, ran)
 	}
 	release()
-	if err := r.Now(t.Context(), Signal); err != nil || ran != 1 {
+	if err := r.Now(t.Context(), Signal).Err(); err != nil || ran != 1 {
 		t.Errorf("%v, ran %d times", err, ran)
+	}
+}
+
+// TestChanges: what a reload changed is logged and kept until another one changes something.
+func TestChanges(t *testing.T) {
+	changes := []string{"max_recipients: 1 -> 2"}
+	r := New(Config{Steps: []Step{{"settings", func(_ context.Context, rep *Report) error {
+		if rep.Trigger == Operator {
+			rep.Changes = changes
+		}
+		return nil
+	}}}})
+	var first, second Status
+	out := captureLog(t, func() { first, second = r.Now(t.Context(), Operator), r.Now(t.Context(), Periodic) })
+	if len(first.Changes) != 1 || len(second.Changes) != 0 || second.LastChanges[0] != changes[0] || !second.ChangedAt.Equal(first.At) {
+		t.Errorf("%+v, then %+v", first, second)
+	}
+	if strings.Count(out, "Reload: max_recipients: 1 -> 2") != 1 {
+		t.Errorf("log:\n%s", out)
 	}
 }

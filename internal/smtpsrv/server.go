@@ -74,6 +74,9 @@ type Config struct {
 	// OwnName reports a name, lower-case, that the server may call itself by when a client asks for it with SNI; nil: only Hostname.
 	OwnName func(string) bool
 
+	// Transaction prepares the context of each transaction; nil: nothing is to be done.
+	Transaction func(context.Context) context.Context
+
 	Auth     Authenticator  // nil: AUTH is not offered
 	Throttle *auth.Throttle // slows down guessing; nil: one of the server's own
 	Intake   Intake

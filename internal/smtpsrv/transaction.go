@@ -41,7 +41,11 @@ func (s *session) newTransaction(from address.Address) *transaction {
 	if s.Submission {
 		tx.Env.Source = mail.FromSubmission
 	}
-	tx.ctx, tx.span = trace.StartMessage(s.ctx, trace.SMTPTransaction, s.remote, tx.Env.Trace)
+	ctx := s.ctx
+	if s.cfg.Transaction != nil {
+		ctx = s.cfg.Transaction(ctx)
+	}
+	tx.ctx, tx.span = trace.StartMessage(ctx, trace.SMTPTransaction, s.remote, tx.Env.Trace)
 	return tx
 }
 

@@ -43,6 +43,7 @@ func FromEnvironment(probes ...Probe) Config {
 type Supervisor struct {
 	cfg   Config
 	quiet atomic.Bool // another process speaks
+	ends  atomic.Bool // the server drains: a reload that was under way is no news
 }
 
 // New returns a supervisor.
@@ -58,7 +59,11 @@ func (s *Supervisor) send(states ...string) {
 }
 
 // Ready says that the server serves, or that a reload is over. status is a line for people.
-func (s *Supervisor) Ready(status string) { s.send(daemon.SdNotifyReady, statusLine(status)) }
+func (s *Supervisor) Ready(status string) {
+	if s == nil || !s.ends.Load() {
+		s.send(daemon.SdNotifyReady, statusLine(status))
+	}
+}
 
 // Reloading says that files are being read again; Ready ends it.
 func (s *Supervisor) Reloading() {
@@ -67,6 +72,9 @@ func (s *Supervisor) Reloading() {
 
 // Stopping says that the server drains.
 func (s *Supervisor) Stopping() {
+	if s != nil {
+		s.ends.Store(true)
+	}
 	s.send(daemon.SdNotifyStopping, statusLine("finishing what is under way"))
 }
 
