@@ -118,6 +118,9 @@ func New(cfg Config) (*Manager, error) {
 	return m, nil
 }
 
+// Config returns what the Manager works by.
+func (m *Manager) Config() Config { return m.cfg }
+
 // Inspect tells how it stands with the names of a server that need not run, by its files.
 func Inspect(cfg Config) []Status {
 	cfg.FS = vfs.OS

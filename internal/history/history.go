@@ -121,6 +121,9 @@ func (h *History) Configure(s Settings) {
 	}
 }
 
+// Settings returns the settings in force.
+func (h *History) Settings() Settings { return *h.settings.Load() }
+
 // Observe takes an event. It only copies bytes into memory.
 func (h *History) Observe(e *timeline.Event) {
 	if e.Kind == timeline.Listen {

@@ -158,6 +158,9 @@ func New(conf Config) *Queue {
 // conf is the configuration in force. What needs more than one value of it asks once.
 func (q *Queue) conf() *Config { return q.settings.Load() }
 
+// Config returns the configuration in force.
+func (q *Queue) Config() Config { return *q.conf() }
+
 // Configure replaces the configuration, but for the store and the metrics, which stay. It counts from the next decision on: messages that
 // wait are given up, told of and attempted by the new one.
 func (q *Queue) Configure(conf Config) {

@@ -180,6 +180,9 @@ func (srv *Server) Configure(cfg Config) {
 	srv.cfg.Store(&cfg)
 }
 
+// Config returns the configuration for connections that come now.
+func (srv *Server) Config() Config { return *srv.cfg.Load() }
+
 // Serve accepts connections until the listener is closed, by Drain, by its owner or because ctx ended, and returns when all of them have
 // ended. When ctx ends they are cut; otherwise they end by themselves. Accept errors, such as running out of file descriptors, are
 // waited out.
