@@ -30,7 +30,7 @@ type settings struct {
 	mu      sync.Mutex // held while settings are read and changed
 	ended   bool       // the server stops: nothing changes any more
 	seen    string     // the state of the files when they were last read
-	failed  bool       // the last attempt did not succeed
+	failure error      // why the last attempt did not succeed
 	restart []string   // changes that wait for a restart
 
 	pages    pages
@@ -89,14 +89,20 @@ func (s *server) reloadSettings(ctx context.Context, r *reload.Report) error {
 	r.Restart = s.settings.restart
 	old, files := s.conf(), s.settingFiles()
 	seen := domains.FileState(files...)
-	if s.settings.ended || r.Trigger == reload.Periodic && !s.settings.failed && (seen == s.settings.seen || beingWritten(files)) {
+	if s.settings.ended || r.Trigger == reload.Periodic && (beingWritten(files) || s.settings.failure == nil && seen == s.settings.seen) {
 		r.Warnings = old.Warnings
-		return nil
+		return s.settings.failure
 	}
-	s.settings.seen, s.settings.failed = seen, true
+	s.settings.failure = s.readSettings(ctx, r, old, files, seen)
+	return s.settings.failure
+}
+
+// readSettings reads chasquid.conf and puts it in force; seen is the state of the files before.
+func (s *server) readSettings(ctx context.Context, r *reload.Report, old *config.Config, files []string, seen string) error {
 	loaded, err := config.Load(files[0], s.flags.overrides)
 	if err == nil && loaded.Empty() && !old.Empty() {
-		err = loaded.Problem("chasquid.conf", errors.New("the file sets nothing, as if it had been cut off"), "write the settings back; a restart would take an empty file as it is")
+		err = loaded.Problem(config.FileName, errors.New("the file sets nothing, as if it had been cut off"),
+			"write the settings back; a restart would take an empty file as it is")
 	}
 	if err != nil {
 		return err
@@ -109,12 +115,11 @@ func (s *server) reloadSettings(ctx context.Context, r *reload.Report) error {
 	if err := s.change(ctx, c); err != nil {
 		return err
 	}
-	s.settings.failed, s.settings.restart = false, restart
-	s.settings.seen = domains.FileState(s.settingFiles()...)
-	if s.settings.seen != seen && slices.Equal(files, s.settingFiles()) {
-		s.settings.seen = seen // a file was changed while it was read: the next look finds that
+	s.settings.restart, s.settings.seen = restart, seen
+	if after := s.settingFiles(); !slices.Equal(files, after) {
+		s.settings.seen = domains.FileState(after...)
 	}
-	r.Changes, r.Restart, r.Warnings = c.told, restart, append(next.Warnings, c.warnings...)
+	r.Changes, r.Restart, r.Warnings = c.told, restart, slices.Concat(next.Warnings, c.warnings)
 	return nil
 }
 
@@ -252,7 +257,11 @@ func proxy(conf *config.Config) listen.Proxy {
 func (s *server) prepareAliases(ctx context.Context, c *change) error {
 	apply, err := s.aliases.Prepare(ctx, aliasSettings(c.new))
 	if err != nil {
-		return fmt.Errorf("other suffix_separators or drop_characters need alias files without errors: %w", err)
+		field := "suffix_separators"
+		if c.old.GetSuffixSeparators() == c.new.GetSuffixSeparators() {
+			field = "drop_characters"
+		}
+		return c.new.Problem(field, fmt.Errorf("the alias files cannot be read anew: %w", err), "correct the alias files first")
 	}
 	c.onSwap(apply, nil)
 	return nil

@@ -287,6 +287,11 @@ func (a *attempt) move(groups map[group][]int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for g, rcpts := range groups {
+		for _, i := range rcpts {
+			if st := &a.l.entry.Status[i]; st.Next.After(a.began) { // somebody had it tried before its time: it shall not wait for that now
+				st.Next = a.began
+			}
+		}
 		for size := q.batch(g.via); len(rcpts) > 0; {
 			n := min(size, len(rcpts))
 			q.addUnit(a.m, &a.l.entry, &g, rcpts[:n], false, a.began)
