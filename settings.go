@@ -89,7 +89,8 @@ func (s *server) reloadSettings(ctx context.Context, r *reload.Report) error {
 	r.Restart = s.settings.restart
 	old, files := s.conf(), s.settingFiles()
 	seen := domains.FileState(files...)
-	if s.settings.ended || r.Trigger == reload.Periodic && (beingWritten(files) || s.settings.failure == nil && seen == s.settings.seen) {
+	unasked := r.Trigger == reload.Periodic || r.Trigger == reload.Start
+	if s.settings.ended || unasked && (beingWritten(files) || s.settings.failure == nil && seen == s.settings.seen) {
 		r.Warnings = old.Warnings
 		return s.settings.failure
 	}

@@ -1,5 +1,4 @@
-// Package live changes the settings of the real program while it works.
-package live
+package real
 
 import (
 	"encoding/json"
@@ -29,7 +28,7 @@ type rig struct {
 	conf string // as at the start
 }
 
-func start(t *testing.T, o harness.Options) *rig {
+func startRig(t *testing.T, o harness.Options) *rig {
 	t.Helper()
 	o.Args = append(o.Args, "-testing__reload_every=1h")
 	s := harness.New(t, o)
@@ -97,7 +96,7 @@ func (r *rig) replaced(setting, line string) string {
 
 // TestN2BadFiles: whatever is wrong with the new settings, all of the old ones stay, and the sub-command says where and what to do.
 func TestN2BadFiles(t *testing.T) {
-	r := start(t, harness.Options{Conf: "relay_via: \"smtps://joe@relay.test\"\nrelay_password_file: \"pw\"\nmax_recipients: 500\n",
+	r := startRig(t, harness.Options{Conf: "relay_via: \"smtps://joe@relay.test\"\nrelay_password_file: \"pw\"\nmax_recipients: 500\n",
 		Domains: map[string]harness.Domain{"example.test": {Users: map[string]string{"user": "secret"}, Aliases: "list: user\n"}}})
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -193,7 +192,7 @@ func TestO7NotifyReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	r := start(t, harness.Options{Env: []string{"NOTIFY_SOCKET=" + path}})
+	r := startRig(t, harness.Options{Env: []string{"NOTIFY_SOCKET=" + path}})
 	next := func() string {
 		b := make([]byte, 4096)
 		c.SetReadDeadline(time.Now().Add(patience.Limit(10 * time.Second)))
@@ -243,7 +242,7 @@ func TestR16Poll(t *testing.T) {
 
 // TestR16MoveListenersUnderLoad: the server moves from address to address while clients send. Whoever was greeted gets his message through.
 func TestR16MoveListenersUnderLoad(t *testing.T) {
-	r := start(t, harness.Options{Conf: "max_connections: 200\n"})
+	r := startRig(t, harness.Options{Conf: "max_connections: 200\n"})
 	addrs := []string{r.SMTP, "127.0.0.1:" + harness.FreePort(t, "127.0.0.1")}
 	var at atomic.Int64
 	var sent, failed atomic.Int64
@@ -319,7 +318,7 @@ func TestR16RouteOfWaitingMail(t *testing.T) {
 	closed := "127.0.0.1:" + harness.FreePort(t, "127.0.0.1")
 	other := harness.New(t, harness.Options{Domains: map[string]harness.Domain{"far.test": {Users: map[string]string{"you": "secret"}}}})
 	other.Start()
-	r := start(t, harness.Options{Domains: map[string]harness.Domain{"example.test": {Users: map[string]string{"user": "secret"}, Aliases: "out: you@far.test\n"}},
+	r := startRig(t, harness.Options{Domains: map[string]harness.Domain{"example.test": {Users: map[string]string{"user": "secret"}, Aliases: "out: you@far.test\n"}},
 		Conf: fmt.Sprintf("route { domain: \"far.test\" via: %q }\nsrs: \"off\"\n", closed)})
 	if _, err := deliver(r.SMTP, "out@example.test"); err != nil {
 		t.Fatal(err)
