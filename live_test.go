@@ -58,10 +58,10 @@ func startLive(t *testing.T) *live {
 		Users: map[string]string{"user": "secret", "other": "secret"}, Aliases: "list: user\n", DKIM: true}}})
 	w := &live{T: t, files: files, base: map[string]string{
 		"hostname":                    `hostname: "mail.example.test"`,
-		"smtp_address":                fmt.Sprintf("smtp_address: %q", files.SMTP),
-		"submission_address":          fmt.Sprintf("submission_address: %q", files.Submission),
-		"submission_over_tls_address": fmt.Sprintf("submission_over_tls_address: %q", files.SubmissionTLS),
-		"monitoring_address":          fmt.Sprintf("monitoring_address: %q", files.Monitor),
+		"smtp_address":                fmt.Sprintf("smtp_address: %q", free(t)),
+		"submission_address":          fmt.Sprintf("submission_address: %q", free(t)),
+		"submission_over_tls_address": fmt.Sprintf("submission_over_tls_address: %q", free(t)),
+		"monitoring_address":          fmt.Sprintf("monitoring_address: %q", free(t)),
 		"data_dir":                    fmt.Sprintf("data_dir: %q", files.DataDir),
 		"mail_log_path":               fmt.Sprintf("mail_log_path: %q", filepath.Join(files.Dir, "mail.log")),
 		"local_delivery":              fmt.Sprintf(`local_delivery: "maildir:%s/mail/%%to_domain%%/%%to_user%%"`, files.Dir),
@@ -258,7 +258,7 @@ func (w *live) script(name, text string) string {
 }
 
 // free is an address nobody listens on.
-func (w *live) free() string { return "127.0.0.1:" + harness.FreePort(w, "127.0.0.1") }
+func free(t testing.TB) string { return "127.0.0.1:" + harness.StablePort(t, "127.0.0.1") }
 
 // sink is an SMTP server that takes connections and says nothing; it tells where they come from.
 func (w *live) sink() (addr string, from chan string) {

@@ -55,7 +55,7 @@ func (w *live) check(ok bool, format string, a ...any) {
 // moved checks that a listener is where it should be, and no more where it was.
 func (w *live) moved(setting string, dial func(addr string) error) {
 	w.Helper()
-	old, next := w.addr(setting), w.free()
+	old, next := w.addr(setting), free(w)
 	w.set(setting, fmt.Sprintf("%s: %q", setting, next))
 	if err := dial(next); err != nil {
 		w.Errorf("the new address: %v", err)
@@ -311,7 +311,7 @@ var liveSettings = map[string]func(w *live){
 		w.want(target, "192.0.2.9:26")
 	},
 	"route.via": func(w *live) {
-		closed := w.free()
+		closed := free(w)
 		w.set("route", fmt.Sprintf("route { domain: %q via: %q }", "special.test", closed))
 		w.want(w.attempted("x@special.test"), "refused")
 		addr, from := w.sink()
@@ -521,7 +521,7 @@ var liveSettings = map[string]func(w *live){
 func (w *live) acme(line string) {
 	w.Helper()
 	block := map[string]string{"email": `email: "x@example.test"`, "directory_url": `directory_url: "https://127.0.0.1:1/a"`,
-		"hostname": `hostname: "a.example.test"`, "http_address": `http_address: "` + w.free() + `"`}
+		"hostname": `hostname: "a.example.test"`, "http_address": `http_address: "` + free(w) + `"`}
 	name, _, _ := strings.Cut(line, ":")
 	block[name] = line
 	text := "acme {"

@@ -26,7 +26,7 @@ func TestN2Storm(t *testing.T) {
 	w := startLive(t)
 	defer w.stop()
 	w.files.WriteFile("web.yml", "basic_auth_users:\n  alice: $2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG\n")
-	submission, pages := w.free(), w.free()
+	submission, pages := free(w), free(w)
 	variants := []map[string]string{
 		nil,
 		{"hostname": `hostname: "b.example.test"`, "max_recipients": "max_recipients: 200", "timeouts": `timeouts { dial: "1s" drain: "20s" }`},
@@ -40,7 +40,7 @@ func TestN2Storm(t *testing.T) {
 	var sent atomic.Int64
 	var stop atomic.Bool
 	var wg sync.WaitGroup
-	smtp := w.files.SMTP
+	smtp := w.addr("smtp_address")
 	for range 3 {
 		wg.Go(func() {
 			for !stop.Load() {
@@ -100,7 +100,7 @@ func TestR16SessionsKeepTheirSettings(t *testing.T) {
 	}
 	w.want(talk(c, "EHLO client.test"), "RCPTMAX=1000")
 	w.want(talk(c, "MAIL FROM:<a@out.test>", "RCPT TO:<user+x@example.test>"), "250")
-	w.write(map[string]string{"smtp_address": fmt.Sprintf("smtp_address: %q", w.free()), "max_recipients": "max_recipients: 100",
+	w.write(map[string]string{"smtp_address": fmt.Sprintf("smtp_address: %q", free(w)), "max_recipients": "max_recipients: 100",
 		"suffix_separators": `suffix_separators: "="`, "hostname": `hostname: "b.example.test"`})
 	w.reload()
 	w.want(talk(c, "RCPT TO:<user+y@example.test>", "DATA", letter), "queued as")

@@ -146,7 +146,8 @@ func (s *Server) Run(ctx context.Context) {
 }
 
 // ServeOn answers on l, with the TLS and the passwords of the file web, unless that is empty. When ctx ends it takes no more requests and
-// returns once those under way are answered; when Run ends they have to hurry. It may run several times, on different listeners.
+// returns once those under way are answered; when Run ends they have to hurry. Whoever ends ctx may close l himself. It may run several
+// times, on different listeners.
 func (s *Server) ServeOn(ctx context.Context, l net.Listener, web string) error {
 	srv := &http.Server{
 		Handler:           &entrance{s, web},
@@ -172,9 +173,10 @@ func (s *Server) ServeOn(ctx context.Context, l net.Listener, web string) error 
 	} else {
 		err = srv.Serve(l)
 	}
+	wanted := ctx.Err() != nil && errors.Is(err, net.ErrClosed) // by whoever ended ctx
 	cancel()
 	wg.Wait()
-	if errors.Is(err, http.ErrServerClosed) {
+	if wanted || errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return err

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -89,6 +90,27 @@ func Need(t testing.TB, program, debianPackage string) string {
 		}
 	}
 	t.Skipf("%s is not installed; install it with: apt-get install %s", program, debianPackage)
+	return ""
+}
+
+// StablePort finds a port nobody listens on, among those that the system gives to no outgoing connection: one that a server may leave and
+// come back to while clients connect.
+func StablePort(t testing.TB, ip string) string {
+	t.Helper()
+	low := 32768
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
+		if n, err := strconv.Atoi(strings.Fields(string(b))[0]); err == nil {
+			low = n
+		}
+	}
+	for range 1000 {
+		port := strconv.Itoa(10000 + mathrand.IntN(max(low-10000, 1000)))
+		if l, err := net.Listen("tcp", net.JoinHostPort(ip, port)); err == nil {
+			l.Close()
+			return port
+		}
+	}
+	t.Fatal("no free port")
 	return ""
 }
 

@@ -243,7 +243,8 @@ func TestR16Poll(t *testing.T) {
 // TestR16MoveListenersUnderLoad: the server moves from address to address while clients send. Whoever was greeted gets his message through.
 func TestR16MoveListenersUnderLoad(t *testing.T) {
 	r := startRig(t, harness.Options{Conf: "max_connections: 200\n"})
-	addrs := []string{r.SMTP, "127.0.0.1:" + harness.FreePort(t, "127.0.0.1")}
+	addrs := []string{"127.0.0.1:" + harness.StablePort(t, "127.0.0.1"), "127.0.0.1:" + harness.StablePort(t, "127.0.0.1")}
+	r.mustReload(r.replaced("smtp_address", fmt.Sprintf("smtp_address: %q", addrs[0])))
 	var at atomic.Int64
 	var sent, failed atomic.Int64
 	var stop atomic.Bool
