@@ -68,6 +68,7 @@ func startLive(t *testing.T) *live {
 		"dns_server":                  fmt.Sprintf("dns_server: %q", addr),
 		"min_free_disk_mb":            "min_free_disk_mb: 1",
 		"tls_reports":                 `tls_reports: "off"`,
+		"selfcheck":                   `selfcheck: "off"`,
 	}}
 	w.write(nil)
 	t.Chdir(files.Dir)

@@ -104,6 +104,7 @@ func (s *server) prepareMonitoring(_ context.Context, c *change) error {
 	names := func() {
 		if s.monitor != nil {
 			s.monitor.SetNames(c.new.GetHostname(), c.new.GetMonitoringAllowedHosts())
+			s.monitor.SetDisks(disks(c.new), minFree(c.new))
 		}
 	}
 	old := s.settings.pages
@@ -185,8 +186,9 @@ func (s *server) prepareTraces(_ context.Context, c *change) error {
 func (s *server) monitoringConfig() monitoring.Config {
 	c := monitoring.Config{Hostname: s.conf().GetHostname(), AllowedHosts: s.conf().GetMonitoringAllowedHosts(),
 		Build:   monitoring.Build{Version: s.build.version, SourceDate: s.build.date, GoVersion: runtime.Version()},
-		Started: s.started, Succeeded: s.up.succeeded(), Checks: s.healthChecks(), Disks: disks(s.conf()), MinFree: minFree(s.conf()), Exit: s.exit, Metrics: s.reg, Status: s.status, Queue: s.queue, Traces: s.rec,
-		Recent: s.recent, Log: s.log, ConfigText: func() string { return s.conf().RedactedText() }, Settings: s.settingList, Domains: s.domainPage, Levels: s.levelPage,
+		Started: s.started, Succeeded: s.up.succeeded(), Checks: s.healthChecks(), Disks: disks(s.conf()), MinFree: minFree(s.conf()), Exit: s.exit, Metrics: s.reg, Status: s.status,
+		Queue: s.queue, Traces: s.rec, Recent: s.recent, Log: s.log, ConfigText: func() string { return s.conf().RedactedText() }, Settings: s.settingList,
+		Domains: s.domainPage, Levels: s.levelPage,
 		DNS: s.dnsPage, Diagnose: s.diagnose}
 	if s.history != nil {
 		c.History = s.history

@@ -175,6 +175,7 @@ var liveSettings = map[string]func(w *live){
 		w.set("mail_log_path", fmt.Sprintf("mail_log_path: %q", path))
 		w.submit("user@example.test")
 		harness.WaitFor(w, patience.Limit(5*time.Second), "a line in the new log", func() bool { b, _ := os.ReadFile(path); return len(b) > 0 })
+		w.check(disks(w.conf())[2].Path == filepath.Dir(path), "%v is watched", disks(w.conf()))
 	},
 	"dovecot_auth": func(w *live) {
 		w.check(!w.exists("somebody@example.test"), "before")
@@ -256,6 +257,25 @@ var liveSettings = map[string]func(w *live){
 		w.want(w.receive("a@out.test", "user@example.test", forged), "queued as")
 		w.set("dmarc_enforce", "dmarc_enforce: true")
 		w.want(w.receive("a@out.test", "user@example.test", forged), "550 5.7.1")
+	},
+	"long_lines": func(w *live) {
+		addr, _ := w.sink()
+		w.set("long_lines", `long_lines: "send"`, fmt.Sprintf("route { domain: %q via: %q }", "special.test", addr))
+		long := "From: <user@example.test>\r\n\r\n" + strings.Repeat("x", 1200) + "\r\n."
+		send := func() string {
+			return talk(w.login("user"), "MAIL FROM:<user@example.test>", "RCPT TO:<x@special.test>", "DATA", long)
+		}
+		w.want(send(), "queued as")
+		w.write(nil)
+		w.reload()
+		w.check(!strings.Contains(send(), "queued as"), "taken")
+	},
+	"selfcheck": func(w *live) {
+		w.selfcheck.Look(w.Context())
+		w.check(w.selfcheck.Last("example.test").At.IsZero(), "a report while it is off")
+		w.set("selfcheck", `selfcheck: "on"`)
+		w.selfcheck.Look(w.Context())
+		w.check(!w.selfcheck.Last("example.test").At.IsZero(), "no report while it is on")
 	},
 	"delay_notice_after": func(w *live) {
 		w.set("delay_notice_after", `delay_notice_after: "3h"`)

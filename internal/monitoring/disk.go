@@ -2,6 +2,7 @@ package monitoring
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,16 +57,33 @@ func (d *diskWatch) known() (vfs.Usage, bool) {
 	return d.usage, time.Since(d.at) < diskAnswer
 }
 
+// SetDisks changes Config.Disks and Config.MinFree. What is known of disks that stay is kept. It is not for several goroutines at once.
+func (s *Server) SetDisks(list []Disk, minFree int64) {
+	s.minFree.Store(minFree)
+	var next []*diskWatch
+	for _, d := range list {
+		w := &diskWatch{Disk: d}
+		if old := s.disks.Load(); old != nil {
+			if i := slices.IndexFunc(*old, func(w *diskWatch) bool { return w.Disk == d }); i >= 0 {
+				w = (*old)[i]
+			} else {
+				w.look()
+			}
+		}
+		next = append(next, w)
+	}
+	s.disks.Store(&next)
+}
+
 // addDisks publishes the space of the disks. Their first figures are there before the first scrape.
 func (s *Server) addDisks() {
-	for _, d := range s.conf.Disks {
-		w := &diskWatch{Disk: d}
+	s.SetDisks(s.conf.Disks, s.conf.MinFree)
+	for _, w := range *s.disks.Load() {
 		w.ask()
-		s.disks = append(s.disks, w)
 	}
 	gauge := func(name, help string, value func(vfs.Usage) (float64, bool)) {
 		s.conf.Metrics.GaugeVecFunc(name, help, []string{"path"}, func(emit func(float64, ...string)) {
-			for _, d := range s.disks {
+			for _, d := range *s.disks.Load() {
 				if u, ok := d.known(); ok {
 					if v, ok := value(u); ok {
 						emit(v, d.Name)
@@ -81,7 +99,7 @@ func (s *Server) addDisks() {
 }
 
 func (s *Server) lookAtDisks() {
-	for _, d := range s.disks {
+	for _, d := range *s.disks.Load() {
 		d.look()
 	}
 }

@@ -43,7 +43,8 @@ func TestDisks(t *testing.T) {
 	}
 	s.lookAtDisks()
 	harness.WaitFor(t, 10*time.Second, "the disk that came back", func() bool { return len(gauges(t, reg, "chasquid_filesystem_free_bytes{")) == 2 })
-	s.disks[0].at = s.disks[0].at.Add(-2 * diskAnswer)
+	w := (*s.disks.Load())[0]
+	w.at = w.at.Add(-2 * diskAnswer)
 	if got := gauges(t, reg, "chasquid_filesystem_free_bytes{"); len(got) != 1 || !strings.Contains(got[0], `"log"`) {
 		t.Errorf("a disk that has not answered for long: %q", got)
 	}

@@ -43,7 +43,8 @@ type Server struct {
 	more      []Page // built-in ones that are no views, for the index
 	rendering chan struct{}
 	checks    []*checkRun
-	disks     []*diskWatch
+	disks     atomic.Pointer[[]*diskWatch]
+	minFree   atomic.Int64
 	vitals    *vitals.Sampler
 	problems  atomic.Pointer[[]vitals.Problem]
 	began     time.Time

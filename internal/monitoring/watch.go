@@ -74,7 +74,7 @@ func (s *Server) currentProblems() []vitals.Problem {
 
 // evidence gathers what the rules want to know besides the metrics.
 func (s *Server) evidence(ctx context.Context, now time.Time) *vitals.Evidence {
-	e := &vitals.Evidence{Now: now, Examples: map[string]vitals.Example{}, MinFree: s.conf.MinFree}
+	e := &vitals.Evidence{Now: now, Examples: map[string]vitals.Example{}, MinFree: s.minFree.Load()}
 	for _, c := range s.checks {
 		if err := c.lastErr(); err != nil {
 			e.Failing = append(e.Failing, vitals.Failing{Name: c.Name, Err: clip(oneLine(err)), Warning: c.Warning})
