@@ -21,7 +21,7 @@ const diskHold = 3 * time.Second
 // taken is safe in the queue, the other servers behind the same address most likely share the trouble, and a server without traffic could not
 // show that the trouble is over.
 func (s *server) healthChecks() []monitoring.Check {
-	checks := []monitoring.Check{
+	return []monitoring.Check{
 		{Name: "listeners", Run: func(context.Context) error {
 			if len(s.smtp.Listeners()) == 0 && !s.up.giving.Load() {
 				return errors.New("no SMTP listener is open: set smtp_address, and look for errors of listening in the log")
@@ -36,18 +36,16 @@ func (s *server) healthChecks() []monitoring.Check {
 		{Name: "mda", Run: s.checkMDA, Warning: true},
 		{Name: "hooks", Warning: true},
 		{Name: "auth", Warning: true},
+		{Name: "relay", Warning: true}, // of relays that are set now
+		{Name: "shutdown", Run: func(context.Context) error {
+			select {
+			case <-s.draining:
+				return errors.New("the server is stopping")
+			default:
+				return nil
+			}
+		}},
 	}
-	if s.conf().Relay != nil || len(s.conf().Routes) > 0 {
-		checks = append(checks, monitoring.Check{Name: "relay", Warning: true})
-	}
-	return append(checks, monitoring.Check{Name: "shutdown", Run: func(context.Context) error {
-		select {
-		case <-s.draining:
-			return errors.New("the server is stopping")
-		default:
-			return nil
-		}
-	}})
 }
 
 func (s *server) queuePath() string { return filepath.Join(s.conf().GetDataDir(), "queue") }
