@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,17 +114,18 @@ func status(t *testing.T, reg *expvarom.Registry) map[string]float64 {
 	return got
 }
 
-// switched answers nothing while it is down.
+// switched answers TXT from a resolver that is exchanged while it is used, and not at all while there is none.
 type switched struct {
 	dns.Resolver
-	down bool
+	txt atomic.Pointer[dns.Resolver]
 }
 
 func (s *switched) TXT(ctx context.Context, p dns.Purpose, name string) ([]string, dns.Meta, error) {
-	if s.down {
+	r := s.txt.Load()
+	if r == nil {
 		return nil, dns.Meta{}, errors.New("no answer")
 	}
-	return s.Resolver.TXT(ctx, p, name)
+	return (*r).TXT(ctx, p, name)
 }
 
 // TestRunner: off there is nothing; on, the domains are looked at in a while, once a day, and every hour while something is wrong. What the
@@ -133,24 +135,25 @@ func TestRunner(t *testing.T) {
 		good, d := site(t)
 		bad, _ := site(t, "-s1._domainkey")
 		resolver := &switched{Resolver: bad.Resolver}
+		resolver.txt.Store(&bad.Resolver)
 		conf := good
 		conf.Resolver = resolver
-		reg, looks := expvarom.New(), 0
-		r := New(RunnerConfig{Metrics: reg, Domains: func() []*domains.Domain { return []*domains.Domain{d} }, Checks: func() Config { looks++; return conf }})
+		reg, looks := expvarom.New(), atomic.Int32{}
+		r := New(RunnerConfig{Metrics: reg, Domains: func() []*domains.Domain { return []*domains.Domain{d} }, Checks: func() Config { looks.Add(1); return conf }})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); r.Run(ctx) }()
 		wait := func(d time.Duration) { t.Helper(); time.Sleep(d); synctest.Wait() }
-		want := func(n int, dkim, mx float64) {
+		want := func(n int32, dkim, mx float64) {
 			t.Helper()
-			if got := status(t, reg); looks != n || got[DKIM] != dkim || got[MX] != mx {
-				t.Errorf("%d looks, %v; want %d looks, DKIM %v, MX %v", looks, got, n, dkim, mx)
+			if got := status(t, reg); looks.Load() != n || got[DKIM] != dkim || got[MX] != mx {
+				t.Errorf("%d looks, %v; want %d looks, DKIM %v, MX %v", looks.Load(), got, n, dkim, mx)
 			}
 		}
 
 		wait(48 * time.Hour)
-		if got := status(t, reg); looks != 0 || len(got) != 0 {
-			t.Errorf("it is off: %d looks, %v", looks, got)
+		if got := status(t, reg); looks.Load() != 0 || len(got) != 0 {
+			t.Errorf("it is off: %d looks, %v", looks.Load(), got)
 		}
 		r.Set(true)
 		wait(2 * time.Minute)
@@ -160,13 +163,13 @@ func TestRunner(t *testing.T) {
 		}
 		wait(time.Hour)
 		want(2, 0, 1)
-		resolver.down = true
+		resolver.txt.Store(nil)
 		wait(time.Hour)
 		want(3, 0, 1)
-		resolver.down, resolver.Resolver = false, good.Resolver
+		resolver.txt.Store(&good.Resolver)
 		wait(time.Hour)
 		want(4, 1, 1)
-		resolver.down = true
+		resolver.txt.Store(nil)
 		wait(22 * time.Hour)
 		want(4, 1, 1)
 		wait(2 * time.Hour)
@@ -176,8 +179,8 @@ func TestRunner(t *testing.T) {
 			t.Errorf("it is off again: %v", got)
 		}
 		wait(48 * time.Hour)
-		if looks != 5 {
-			t.Errorf("%d looks, although it is off", looks)
+		if n := looks.Load(); n != 5 {
+			t.Errorf("%d looks, although it is off", n)
 		}
 		cancel()
 		<-done
