@@ -343,3 +343,24 @@ func TestR16RouteOfWaitingMail(t *testing.T) {
 	harness.Run(t, "", harness.Binary(t), "queue", "retry", "-all", "-yes", "-C", r.Dir)
 	harness.WaitFor(t, patience.Limit(10*time.Second), "the message at the other server", func() bool { return len(other.Maildir("you@far.test")) == 1 })
 }
+
+// TestR16UpgradeAfterMove: a new process takes over the addresses that a reload brought, the pages' too.
+func TestR16UpgradeAfterMove(t *testing.T) {
+	r := startRig(t, harness.Options{})
+	smtp, pages := "127.0.0.1:"+harness.StablePort(t, "127.0.0.1"), "127.0.0.1:"+harness.StablePort(t, "127.0.0.1")
+	conf := strings.NewReplacer(r.SMTP, smtp, r.Monitor, pages).Replace(r.conf)
+	r.mustReload(conf)
+	r.Monitor = pages
+	harness.Run(t, "", harness.Binary(t), "upgrade", "-C", r.Dir)
+	if _, err := deliver(smtp, "user@example.test"); err != nil {
+		t.Error(err)
+	}
+	harness.WaitFor(t, patience.Limit(10*time.Second), "the message and the pages", func() bool {
+		return len(r.Maildir("user@example.test")) == 1 && strings.Contains(r.Get("/?format=text"), smtp)
+	})
+	harness.WaitFor(t, patience.Limit(30*time.Second), "a reload of the new process", func() bool { // it waits for the old one to end
+		r.WriteFile("chasquid.conf", conf+"max_recipients: 321\n")
+		_, exit := r.ask()
+		return exit == 0 && strings.Contains(r.Get("/debug/config?format=text"), "max_recipients: 321")
+	})
+}
