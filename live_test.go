@@ -331,3 +331,17 @@ func (w *live) metric(name, label string) string {
 	}
 	return ""
 }
+
+// acme sets an acme block that asks an authority nobody runs.
+func (w *live) acme(line string) {
+	w.Helper()
+	block := map[string]string{"email": `email: "x@example.test"`, "directory_url": `directory_url: "https://127.0.0.1:1/a"`,
+		"hostname": `hostname: "a.example.test"`, "http_address": `http_address: "` + free(w) + `"`}
+	name, _, _ := strings.Cut(line, ":")
+	block[name] = line
+	text := "acme {"
+	for _, l := range block {
+		text += " " + l
+	}
+	w.set("acme", text+" }")
+}
