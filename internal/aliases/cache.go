@@ -22,17 +22,12 @@ type cache struct {
 	m  map[address.Address]answer
 }
 
-type cacheKey struct{}
-
-// WithCache returns a context in which the hook is asked at most once for each address. It belongs to one transaction: what the hook says at RCPT
-// is what counts when the message is queued.
-func WithCache(ctx context.Context) context.Context {
-	return context.WithValue(ctx, cacheKey{}, &cache{})
-}
-
+// cacheOf is the cache of a pinned context, nil for others.
 func cacheOf(ctx context.Context) *cache {
-	c, _ := ctx.Value(cacheKey{}).(*cache)
-	return c
+	if p, ok := ctx.Value(pinKey{}).(*pin); ok {
+		return &p.answers
+	}
+	return nil
 }
 
 func (c *cache) get(a address.Address) (ans answer, ok bool) {

@@ -121,7 +121,7 @@ func TestHook(t *testing.T) {
 func TestHookAskedOncePerTransaction(t *testing.T) {
 	h, w, _ := hookWorld(t)
 	r := w.resolver(t)
-	ctx := WithCache(t.Context())
+	ctx := Pin(t.Context())
 	addr := address.MustParse("any.one+x@e.test")
 	ok, err := r.Exists(ctx, addr)
 	if asked := h.take(); !ok || err != nil || asked != "anyone+x@e.test anyone@e.test *@e.test" {
@@ -140,7 +140,7 @@ func TestHookAskedOncePerTransaction(t *testing.T) {
 	if _, err := r.Resolve(ctx, bad); err == nil || h.take() != "" {
 		t.Errorf("the failure was not remembered: %v", err)
 	}
-	r.Exists(WithCache(t.Context()), addr)
+	r.Exists(Pin(t.Context()), addr)
 	if h.take() == "" {
 		t.Error("another transaction was answered from the cache of the first")
 	}
