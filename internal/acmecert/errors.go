@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"golang.org/x/crypto/acme"
 )
@@ -45,7 +46,8 @@ const maxDetail = 600
 
 // explain makes an error of one that says, in one line, for which name, why, and what to do.
 func explain(host string, cfg Config, err error) *Error {
-	words := strings.Join(strings.Fields(err.Error()), " ")
+	// The authority's words go into logs and pages: on one line, and with nothing but text.
+	words := strings.Join(strings.FieldsFunc(strings.ToValidUTF8(err.Error(), "\uFFFD"), func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " ")
 	if len(words) > maxDetail {
 		words = strings.ToValidUTF8(words[:maxDetail], "") + "…"
 	}
