@@ -359,7 +359,7 @@ func SimpleDomain(b []byte) (domain []byte, ok bool) {
 		case c == ' ', c == '\t', c == '\r', c == '\n':
 		case c == '<' && !quoted:
 			return simpleAddress(b[i+1:], '>')
-		case !quoted && (isAtext(c) || c == '.'):
+		case !quoted && (isAtext(c) || c == '.' && words): // a phrase does not begin with a dot (RFC 5322 section 4.1)
 			words = true
 		case c == '@' && words && !quoted:
 			return simpleAddress(bytes.TrimLeft(b, " \t\r\n"), 0)
