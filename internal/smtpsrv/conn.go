@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/smtp"
@@ -268,7 +269,7 @@ const (
 
 // close ends the connection. If linger is set the client may still be sending.
 func (c *conn) close(linger bool) {
-	c.flush()
+	c.flushLast()
 	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && linger && half.CloseWrite() == nil {
 		c.raw.SetDeadline(time.Now().Add(lingerTime))
 		for n := 0; n < lingerBytes; {
@@ -285,6 +286,28 @@ func (c *conn) close(linger bool) {
 	c.buf = c.small[:]
 	c.r, c.w = 0, 0
 	c.dropBig()
+}
+
+// flushLast is flush before the connection is closed: the kernel is told that more follows, so that the last reply and the end of the
+// stream leave in one segment.
+func (c *conn) flushLast() {
+	sc, ok := c.nc.(syscall.Conn)
+	if !ok || len(c.out) == 0 {
+		c.flush()
+		return
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return // it is closed
+	}
+	n := 0
+	rc.Write(func(fd uintptr) bool {
+		n, _ = syscall.SendmsgN(int(fd), c.out, nil, nil, syscall.MSG_MORE|syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL)
+		return true
+	})
+	c.m.sent.Add(float64(max(n, 0)))
+	c.out = c.out[max(n, 0):]
+	c.flush() // what did not fit at once
 }
 
 func isTimeout(err error) bool {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -161,6 +162,7 @@ func (s *Store) submitAll(ops []*op) error {
 // lead runs one batch, which begins with self, and passes the lead on to the first of those who came meanwhile.
 func (s *Store) lead(self *op) {
 	q := &s.q
+	runtime.Gosched()
 	q.mu.Lock()
 	q.wait()
 	batch := q.take(min(maxBatch, s.cfg.SegmentSize/4))
