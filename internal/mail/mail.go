@@ -114,7 +114,8 @@ type Draft interface {
 	// Content reads what was written so far, from its start.
 	Content() io.ReadSeeker
 	// Commit makes prefix + content durable with the envelope and takes responsibility for it. When it returns nil, the
-	// message survives any crash. An error that is (or wraps) an smtp.Reply is what the client is told.
+	// message survives any crash. An error that is (or wraps) an smtp.Reply is what the client is told. The envelope, its list of
+	// recipients and prefix are the caller's again when it returns.
 	Commit(ctx context.Context, env *Envelope, prefix []byte) (ID, error)
 	Discard()
 }

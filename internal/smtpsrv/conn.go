@@ -52,13 +52,21 @@ type conn struct {
 	idle     bool // waiting for a command
 	draining bool
 
-	small  [smallBuffer]byte
-	outArr [outBuffer]byte
+	room *room
 }
+
+// room is the small buffers of a connection. They are given back when it is closed.
+type room struct {
+	in  [smallBuffer]byte
+	out [outBuffer]byte
+}
+
+var rooms = sync.Pool{New: func() any { return new(room) }}
 
 func (c *conn) init(nc net.Conn, m *modeMetrics) {
 	c.raw, c.nc, c.m = nc, nc, m
-	c.buf, c.out = c.small[:], c.outArr[:0]
+	c.room = rooms.Get().(*room)
+	c.buf, c.out = c.room.in[:], c.room.out[:0]
 }
 
 // buffered returns how many bytes were received and not yet used.
@@ -74,10 +82,10 @@ func (c *conn) grow() {
 }
 
 func (c *conn) shrink() {
-	if &c.buf[0] == &c.small[0] || c.buffered() > smallBuffer {
+	if &c.buf[0] == &c.room.in[0] || c.buffered() > smallBuffer {
 		return
 	}
-	c.move(c.small[:])
+	c.move(c.room.in[:])
 	c.dropBig()
 }
 
@@ -214,7 +222,7 @@ func (c *conn) flush() error {
 	}
 	n, err := c.nc.Write(c.out)
 	c.m.sent.Add(float64(n))
-	c.out = c.outArr[:0]
+	c.out = c.room.out[:0]
 	return err
 }
 
@@ -283,9 +291,11 @@ func (c *conn) close(linger bool) {
 	if c.nc != c.raw {
 		c.raw.Close()
 	}
-	c.buf = c.small[:]
+	c.buf, c.out = nil, nil // no more is read or written
 	c.r, c.w = 0, 0
 	c.dropBig()
+	rooms.Put(c.room)
+	c.room = nil
 }
 
 // flushLast is flush before the connection is closed: the kernel is told that more follows, so that the last reply and the end of the

@@ -14,6 +14,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -74,7 +75,9 @@ func (d *memDraft) Commit(_ context.Context, env *mail.Envelope, prefix []byte) 
 	d.in.mu.Lock()
 	defer d.in.mu.Unlock()
 	d.end()
-	d.env, d.prefix = env, string(prefix)
+	d.env, d.prefix = new(mail.Envelope), string(prefix)
+	*d.env = *env
+	d.env.Rcpts = slices.Clone(env.Rcpts)
 	d.in.messages = append(d.in.messages, d)
 	return d.id, nil
 }

@@ -149,6 +149,7 @@ type Server struct {
 type listener struct {
 	net.Listener
 	mode  Mode
+	ctx   context.Context // of its sessions
 	open  atomic.Int64
 	total atomic.Int64
 	work  *workers
@@ -198,6 +199,7 @@ func (srv *Server) Serve(ctx context.Context, l net.Listener, mode Mode) error {
 	srv.mu.Unlock()
 	srv.observe(&timeline.Event{Kind: timeline.Listen, Mode: mode.String(), Text: l.Addr().String()})
 
+	ln.ctx = context.WithoutCancel(ctx) // sessions are cut: that is cheaper than each of them waiting for the end of ctx
 	stop := context.AfterFunc(ctx, func() { l.Close(); srv.cut(ln) })
 	srv.accept(ctx, ln)
 	ln.ended.Store(true)
@@ -263,7 +265,10 @@ func (srv *Server) admit(ctx context.Context, ln *listener, nc net.Conn) {
 	srv.sessions[s] = struct{}{}
 	srv.running.Add(1)
 	srv.mu.Unlock()
-	ln.work.serve(ctx, s)
+	if ctx.Err() != nil {
+		s.cut() // it came after all others were
+	}
+	ln.work.serve(ln.ctx, s)
 }
 
 const turnedAway = "421 4.7.0 Too many connections, please try again later\r\n"

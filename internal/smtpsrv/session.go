@@ -48,6 +48,8 @@ type session struct {
 	linger  bool      // the client may be sending when we close
 	end     endReason
 
+	panicking bool
+
 	c conn
 }
 
@@ -99,7 +101,7 @@ func (s *session) run(ctx context.Context) {
 // panicked records the panic and tells the client.
 func (s *session) panicked(p any) {
 	s.srv.m.panics.Inc()
-	s.end = endError
+	s.end, s.panicking = endError, true
 	s.span.Errorf("panic: %v", p)
 	log.Errorf("SMTP session of %s: panic: %v\n%s", s.remote, p, debug.Stack())
 	s.c.armAt(time.Now().Add(time.Second))
@@ -346,12 +348,13 @@ func (s *session) drop(r result) {
 	if s.tx == nil {
 		return
 	}
-	s.tx.discard()
-	if s.tx.receiving {
+	tx := s.tx
+	s.tx = nil
+	tx.discard()
+	if tx.receiving {
 		s.m.messages[r].Inc()
 	}
-	s.tx.span.Finish()
-	s.tx = nil
+	s.done(tx)
 }
 
 // refused tells the log, the timeline and the pages about a refusal.

@@ -3,6 +3,7 @@ package smtpsrv
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
@@ -31,13 +32,24 @@ type transaction struct {
 	rx        receiver
 	headers   headers        // of the checks up to DATA
 	results   policy.Results // of the same
+	scratch   []byte         // for the header lines, kept from transaction to transaction
+
+	env     mail.Envelope // what Env points to
+	oneRcpt [1]mail.Recipient
 }
+
+// transactions are used one after the other: one is large, and each message takes one.
+var transactions = sync.Pool{New: func() any { return new(transaction) }}
+
+// maxScratch is how much of a transaction's scratch is kept, in bytes.
+const maxScratch = 4 << 10
 
 // newTransaction begins a transaction with a trace of its own.
 func (s *session) newTransaction(from address.Address) *transaction {
-	tx := &transaction{}
+	tx := transactions.Get().(*transaction)
 	tx.Session = &s.Session
-	tx.Env = &mail.Envelope{From: from, Arrived: s.thought, Client: s.remote, Auth: s.User, Trace: trace.NewID(), Source: mail.FromSMTP}
+	tx.env = mail.Envelope{From: from, Rcpts: tx.oneRcpt[:0], Arrived: s.thought, Client: s.remote, Auth: s.User, Trace: trace.NewID(), Source: mail.FromSMTP}
+	tx.Env = &tx.env
 	if s.Submission {
 		tx.Env.Source = mail.FromSubmission
 	}
@@ -52,6 +64,18 @@ func (s *session) newTransaction(from address.Address) *transaction {
 // discard gives up what was received of the message.
 func (tx *transaction) discard() { tx.rx.discard() }
 
+// done ends the transaction for good: nobody may use it any more. After a panic somebody still might, so then it is left alone.
+func (s *session) done(tx *transaction) {
+	tx.span.Finish()
+	if s.panicking {
+		return
+	}
+	*tx = transaction{scratch: tx.scratch[:0]}
+	if cap(tx.scratch) <= maxScratch {
+		transactions.Put(tx)
+	}
+}
+
 // judge runs a check and returns the answer if it refused. rcpt is what it was about, if it was a recipient. at is when the check begins;
 // judge moves it to its end, where the next one begins.
 func (s *session) judge(tx *transaction, name string, rcpt *mail.Recipient, at *time.Time, check func() policy.Verdict) (answer, bool) {
@@ -64,9 +88,10 @@ func (s *session) judge(tx *transaction, name string, rcpt *mail.Recipient, at *
 	}
 	tx.headers.place(v)
 	if v.Note != "" {
-		tx.span.Debugf("%s: %s", name, v.Note)
+		note := name + ": " + v.Note
+		tx.span.Debug(note)
 		e := timeline.New(timeline.Check)
-		e.At, e.ID, e.Trace, e.Client, e.From, e.Took, e.Text = now, tx.ID, tx.Env.Trace, s.remote, tx.Env.From, took, name+": "+v.Note
+		e.At, e.ID, e.Trace, e.Client, e.From, e.Took, e.Text = now, tx.ID, tx.Env.Trace, s.remote, tx.Env.From, took, note
 		s.srv.observe(e)
 		e.Free()
 	}
@@ -168,8 +193,8 @@ func (s *session) finish(tx *transaction) answer {
 	}
 	s.m.size.Observe(float64(tx.rx.size))
 	s.m.rcpts.Observe(float64(len(tx.Env.Rcpts)))
-	tx.span.Finish()
 	s.tx = nil
+	s.done(tx)
 	return a
 }
 
@@ -187,20 +212,21 @@ func (s *session) take(tx *transaction) (answer, result) {
 	}
 	upToData := tx.headers
 	defer func() { tx.headers = upToData }()
-	tx.headers.received = appendReceived(make([]byte, 0, 320), s, tx)
+	tx.scratch = appendReceived(tx.scratch[:0], s, tx)
+	tx.headers.received = clip(tx.scratch)
 	if a, ok := s.checkBody(tx); !ok {
 		if a.Temporary() {
 			return a, resultTempfail
 		}
 		return a, resultRejected
 	}
-	prefix := tx.headers.compose(&tx.Transaction, make([]byte, 0, 512))
-	prefix = append(prefix, tx.Added...)
+	from := len(tx.scratch)
+	tx.scratch = append(tx.headers.compose(&tx.Transaction, tx.scratch), tx.Added...)
 	if tx.rx.hdr.needsBlank() {
-		prefix = append(prefix, '\r', '\n')
+		tx.scratch = append(tx.scratch, '\r', '\n')
 	}
 	start := time.Now()
-	id, err := tx.rx.draft.Commit(tx.ctx, tx.Env, prefix)
+	id, err := tx.rx.draft.Commit(tx.ctx, tx.Env, tx.scratch[from:])
 	s.srv.m.stage("queue_put", time.Since(start), tx.Env.Trace)
 	if err != nil {
 		a := s.intakeFailed(tx, err)

@@ -73,13 +73,13 @@ func (s *session) mail(arg []byte) answer {
 		a, ok = needUTF8, false
 	}
 	if !ok {
-		tx.span.Finish()
+		s.done(tx)
 		return a
 	}
 	at := time.Now()
 	for _, c := range s.cfg.MailChecks {
 		if a, ok := s.judge(tx, c.Name(), nil, &at, func() policy.Verdict { return c.Mail(tx.ctx, &tx.Transaction) }); !ok {
-			tx.span.Finish()
+			s.done(tx)
 			return a
 		}
 	}

@@ -191,7 +191,7 @@ func (s *session) hello(arg []byte, extended bool) (answer, bool) {
 		s.EHLO = string(name)
 	}
 	s.ESMTP = extended
-	s.span.Debugf("hello from %s", s.EHLO)
+	s.span.Debug("hello from " + s.EHLO)
 	return answer{}, true
 }
 

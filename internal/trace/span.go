@@ -89,6 +89,13 @@ func (s *Span) Debugf(format string, a ...any) {
 	}
 }
 
+// Debug is Debugf for a text that needs no formatting.
+func (s *Span) Debug(text string) {
+	if s != nil && s.rec != nil {
+		s.print(Debug, log.Debug, text)
+	}
+}
+
 // Info adds an event that is always logged, and needs no formatting.
 func (s *Span) Info(text string) {
 	if s != nil && s.rec != nil {
