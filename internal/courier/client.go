@@ -41,6 +41,8 @@ type client struct {
 	reported  string // the domain whose policies were told about this connection last
 	idleSince time.Time
 	limit     time.Time // the job's deadline; zero: none
+	armed     time.Time // the deadline set last
+	guard     *guard    // while bound to a context
 	log       transcript
 }
 
@@ -50,6 +52,7 @@ type clientEnv struct {
 	timeouts Timeouts
 	metrics  *metrics
 	tls      *tls.Config
+	guards   guards
 }
 
 // fail is why a connection could not be used. It says what becomes of the recipients if no other server helps.
@@ -80,15 +83,20 @@ func newClient(env *clientEnv, conn net.Conn, host string, addr netip.AddrPort) 
 	return c
 }
 
-// bind makes the end of ctx end the session, until the returned function is called.
-func (c *client) bind(ctx context.Context) (release func()) {
+// bind makes the end of ctx end the session, until release.
+func (c *client) bind(ctx context.Context) {
 	c.limit, _ = ctx.Deadline()
-	if ctx.Done() == nil {
-		return func() {}
+	if ctx.Done() != nil {
+		c.guard = c.env.guards.of(ctx)
+		c.guard.add(c)
 	}
-	stop := context.AfterFunc(ctx, func() { c.raw.Close() })
-	return func() {
-		if !stop() {
+}
+
+// release ends what bind began.
+func (c *client) release() {
+	if g := c.guard; g != nil {
+		c.guard = nil
+		if !g.remove(c) {
 			c.broken = true
 		}
 	}
@@ -100,6 +108,7 @@ func (c *client) within(d time.Duration) {
 	if !c.limit.IsZero() && c.limit.Before(t) {
 		t = c.limit
 	}
+	c.armed = t
 	c.conn.SetDeadline(t)
 }
 

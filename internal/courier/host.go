@@ -160,8 +160,8 @@ func (d *delivery) open(ctx context.Context, c *client, p *policy, noTLS bool) *
 		}
 		h.password = pw
 	}
-	release := c.bind(ctx)
-	defer release()
+	c.bind(ctx)
+	defer c.release()
 	return c.start(ctx, h, func() *fail { return d.allowed(c, p) })
 }
 
@@ -185,7 +185,7 @@ func (d *delivery) allowed(c *client, p *policy) *fail {
 // waiting connection turned out to be dead before the server said anything: nothing happened; more is as in fresh.
 func (d *delivery) session(ctx context.Context, c *client) (stale, more bool) {
 	d.prune()
-	release := c.bind(ctx)
+	c.bind(ctx)
 	c.log.reset()
 	c.rr.StartBudget()
 	switch o := d.ready(ctx, c); {
@@ -194,7 +194,7 @@ func (d *delivery) session(ctx context.Context, c *client) (stale, more bool) {
 	default:
 		stale, more = d.transactions(ctx, c)
 	}
-	release()
+	c.release()
 	if d.trouble {
 		c.log.dump(d.span)
 		d.trouble = false

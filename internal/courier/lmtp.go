@@ -90,9 +90,9 @@ func (d *delivery) session1(ctx context.Context, target string) {
 	for range len(d.job.Rcpts) {
 		c := newClient(d.s.env, conn, addr, netip.AddrPort{})
 		c.lmtp = true
-		release := c.bind(ctx)
+		c.bind(ctx)
 		f := c.start(ctx, hello{}, func() *fail { return nil })
-		release()
+		c.release()
 		if f != nil {
 			c.log.dump(d.span)
 			c.quit()

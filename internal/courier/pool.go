@@ -59,7 +59,9 @@ func (p *pool) put(c *client) {
 		return
 	}
 	c.idleSince = time.Now()
-	c.conn.SetDeadline(time.Time{})
+	if c.armed.Sub(c.idleSince) < p.keep+quietFor { // else the time for the last reply is longer than it is kept
+		c.conn.SetDeadline(time.Time{})
+	}
 	p.idle[c.key] = append(p.idle[c.key], c)
 	p.n++
 	if p.timer == nil {

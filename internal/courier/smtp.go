@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
@@ -79,28 +80,51 @@ type delivery struct {
 }
 
 func newDelivery(ctx context.Context, s *SMTP, job *mail.Job) *delivery {
-	d := &delivery{s: s, job: job, span: trace.From(ctx), out: make([]mail.Outcome, len(job.Rcpts)), begin: time.Now()}
+	d := new(delivery)
+	d.init(ctx, s, job)
+	return d
+}
+
+func (d *delivery) init(ctx context.Context, s *SMTP, job *mail.Job) {
+	*d = delivery{s: s, job: job, span: trace.From(ctx), out: make([]mail.Outcome, len(job.Rcpts)), begin: time.Now()}
 	d.left = d.few[:0]
 	for i := range job.Rcpts {
 		d.left = append(d.left, i)
 	}
 	d.msg.job = job
-	return d
+}
+
+// jobs are used by one call of Deliver after the other. One that ends in a panic is not used again.
+var jobs = sync.Pool{New: func() any { return new(jobDelivery) }}
+
+// jobDelivery is a delivery and its job.
+type jobDelivery struct {
+	delivery
+	room mail.Job
 }
 
 // Deliver implements Courier.
 func (s *SMTP) Deliver(ctx context.Context, job mail.Job) []mail.Outcome {
-	d := newDelivery(ctx, s, &job)
+	d := jobs.Get().(*jobDelivery)
+	d.room = job
+	d.init(ctx, s, &d.room)
+	out := d.deliver(ctx)
+	*d = jobDelivery{}
+	jobs.Put(d)
+	return out
+}
+
+func (d *delivery) deliver(ctx context.Context) []mail.Outcome {
 	defer d.msg.release()
 	if o := d.run(ctx); o != nil {
 		d.settle(o)
 	} else {
 		d.exhausted()
 	}
-	if job.Route.Transport == mail.SMTP {
-		s.metrics.attempts(s.provider(d.name), d.out)
+	if d.job.Route.Transport == mail.SMTP {
+		d.s.metrics.attempts(d.s.provider(d.name), d.out)
 	}
-	noteOutcome(ctx, &job, d.out)
+	noteOutcome(ctx, d.job, d.out)
 	return d.out
 }
 
