@@ -112,8 +112,24 @@ func appendReceived(b []byte, s *session, tx *transaction) []byte {
 	b = append(b, ", envelope from "...)
 	b = appendQuoted(b, tx.Env.From.LogString())
 	b = append(b, ")\r\n\t; "...)
-	b = s.thought.AppendFormat(b, time.RFC1123Z)
+	b = append(b, s.srv.date(s.thought)...)
 	return append(b, "\r\n"...)
+}
+
+// stamp is a second as the Received field has it.
+type stamp struct {
+	second int64
+	text   string
+}
+
+// date formats a time. Busy servers ask for the same second many times.
+func (srv *Server) date(t time.Time) string {
+	last := srv.stamp.Load()
+	if last == nil || last.second != t.Unix() {
+		last = &stamp{t.Unix(), t.Format(time.RFC1123Z)}
+		srv.stamp.Store(last)
+	}
+	return last.text
 }
 
 // appendQuoted appends text in quotes, safe within a comment: parentheses are escaped there (RFC 5322 section 3.2.2).

@@ -138,6 +138,7 @@ type Server struct {
 	throttle *auth.Throttle
 	open     atomic.Int64
 	rejects  rejections
+	stamp    atomic.Pointer[stamp]
 
 	mu        sync.Mutex
 	listeners map[*listener]struct{}

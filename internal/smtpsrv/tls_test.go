@@ -38,7 +38,7 @@ func TestC41Protocols(t *testing.T) {
 
 // C40, SMTP-51: the layout of Received.
 func TestC40Received(t *testing.T) {
-	s := &session{thought: time.Date(2026, 2, 3, 4, 5, 6, 0, time.FixedZone("", 3600))}
+	s := &session{srv: &Server{}, thought: time.Date(2026, 2, 3, 4, 5, 6, 0, time.FixedZone("", 3600))}
 	s.EHLO, s.ESMTP, s.Hostname, s.Mode = "[IPv6:2001:db8::1]", true, "mx.example.test", "SMTP"
 	s.Remote = netip.MustParseAddrPort("[2001:db8::1%eth0]:99")
 	s.TLS = &tls.ConnectionState{Version: tls.VersionTLS12, CipherSuite: 0xabcd}
