@@ -59,3 +59,27 @@ func TestPool(t *testing.T) {
 		}
 	})
 }
+
+// A connection that waits is not timed out by what was left of the time for its last reply.
+func TestPoolDeadline(t *testing.T) {
+	for _, left := range []time.Duration{time.Second, 29 * time.Second, 10 * time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			defer theirs.Close()
+			c := newClient(&clientEnv{metrics: newMetrics(nil)}, ours, "mx", netip.AddrPort{})
+			c.within(left)
+			p := newPool(1, 30*time.Second)
+			p.put(c)
+			time.Sleep(30*time.Second - 1)
+			go theirs.Write([]byte("250 ok\r\n"))
+			if c = p.get(c.key); c == nil {
+				t.Fatal("it is gone")
+			}
+			if code, err := c.read(cmdEnd); code != 250 {
+				t.Errorf("with %v left: %d, %v", left, code, err)
+			}
+			p.close()
+			ours.Close()
+		})
+	}
+}
