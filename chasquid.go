@@ -89,6 +89,12 @@ func main() {
 	log.Infof("chasquid stopped")
 }
 
+// toSyslog reports whether the process log goes to syslog, by a flag of package log.
+func toSyslog() bool {
+	f := flag.Lookup("logtosyslog")
+	return f != nil && f.Value.String() != ""
+}
+
 // build is what was built.
 type build struct {
 	version string

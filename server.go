@@ -238,10 +238,13 @@ func (s *server) serve(ctx context.Context, stop context.CancelFunc) error {
 		return err
 	}
 	if err = s.startAll(ctx); err == nil {
+		s.log.Gather(!toSyslog()) // only while we serve: how a start or an end goes wrong is in the log to the last line
 		select {
 		case <-ctx.Done():
+			s.log.Gather(false)
 			stop() // a second signal ends the process at once
 		case <-s.up.done:
+			s.log.Gather(false)
 		}
 		s.endReloads()
 		if s.handedOver() {

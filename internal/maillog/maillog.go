@@ -6,21 +6,18 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/mail"
+	"blitiri.com.ar/go/chasquid/internal/stamp"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
 	"blitiri.com.ar/go/log"
 )
 
 // maxBuffered bounds the bytes that wait for a slow destination; lines beyond are dropped and counted.
 const maxBuffered = 1 << 20
-
-// timeLayout starts each line, except in syslog, which has its own.
-const timeLayout = "2006-01-02 15:04:05.000000 "
 
 // Config says where the log goes.
 type Config struct {
@@ -36,9 +33,7 @@ type Log struct {
 
 	mu      sync.Mutex
 	buf     []byte
-	second  int64 // that stamped begins lines of
-	zone    *time.Location
-	stamped []byte       // the time of a line up to the fraction of the second
+	clock   stamp.Clock
 	dest    *Destination // that the lines in buf are for
 	done    []handover   // destinations that are left, with the lines that are still for them
 	failing bool         // the last write failed, and that was reported
@@ -51,7 +46,7 @@ type Log struct {
 // Destination is where a log goes, open.
 type Destination struct {
 	path  string
-	stamp bool // lines begin with the time
+	timed bool // lines begin with the time; syslog has its own
 	w     writer
 }
 
@@ -86,7 +81,7 @@ func OpenDestination(path string) (*Destination, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Destination{path: path, stamp: path != "<syslog>" && path != "", w: w}, nil
+	return &Destination{path: path, timed: path != "<syslog>" && path != "", w: w}, nil
 }
 
 // Close closes a destination that no log was given.
@@ -199,7 +194,7 @@ func (l *Log) write(dest *Destination, lines []byte) {
 		return
 	}
 	var err error
-	if dest.stamp {
+	if dest.timed {
 		_, err = dest.w.Write(lines)
 	} else {
 		err = writeEach(dest.w, lines)
@@ -238,8 +233,8 @@ func (l *Log) Observe(e *timeline.Event) {
 		return
 	}
 	before := len(l.buf)
-	if l.dest.stamp {
-		l.buf = l.appendTime(l.buf, e.At)
+	if l.dest.timed {
+		l.buf = l.clock.Append(l.buf, e.At)
 	}
 	start := len(l.buf)
 	l.buf = appendLine(l.buf, e)
@@ -251,21 +246,6 @@ func (l *Log) Observe(e *timeline.Event) {
 	l.buf = append(l.buf, '\n')
 	l.mu.Unlock()
 	l.poke()
-}
-
-// appendTime appends the time as timeLayout has it. Most lines are of the same second as the one before. l.mu is held.
-func (l *Log) appendTime(b []byte, at time.Time) []byte {
-	if second, zone := at.Unix(), at.Location(); second != l.second || zone != l.zone || len(l.stamped) == 0 {
-		l.second, l.zone = second, zone
-		l.stamped = at.AppendFormat(l.stamped[:0], timeLayout[:strings.IndexByte(timeLayout, '.')+1])
-	}
-	b = append(b, l.stamped...)
-	var digits [7]byte
-	digits[6] = ' '
-	for i, micros := 5, at.Nanosecond()/1000; i >= 0; i, micros = i-1, micros/10 {
-		digits[i] = byte('0' + micros%10)
-	}
-	return append(b, digits[:]...)
 }
 
 // appendLine appends the text of the event; the layouts are those that log readers of existing installations parse.

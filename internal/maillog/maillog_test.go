@@ -99,7 +99,7 @@ func (*broken) Close() error                { return nil }
 // TestWriteErrors checks that failed writes and dropped lines are counted, and that a stuck destination does not grow memory.
 func TestWriteErrors(t *testing.T) {
 	errs := 0
-	l := &Log{onError: func() { errs++ }, dest: &Destination{path: "x", stamp: true, w: &broken{}}}
+	l := &Log{onError: func() { errs++ }, dest: &Destination{path: "x", timed: true, w: &broken{}}}
 	l.write(l.dest, []byte("line\n"))
 	if errs != 1 || !l.failing {
 		t.Errorf("after a failed write: %d errors, failing=%v", errs, l.failing)
@@ -116,20 +116,6 @@ func TestOpenError(t *testing.T) {
 	_, err := Open(Config{Path: filepath.Join(t.TempDir(), "dir") + "/"})
 	if err == nil {
 		t.Fatal("a directory was opened as a log")
-	}
-}
-
-// TestTime checks that the time of a line is as package time formats it, whatever was formatted before.
-func TestTime(t *testing.T) {
-	l := &Log{}
-	at := time.Date(2026, 3, 29, 0, 59, 58, 999_999_999, time.UTC)
-	for _, step := range []time.Duration{0, 1, time.Microsecond, 123_456 * time.Microsecond, time.Second, -time.Second, time.Hour, 24 * time.Hour} {
-		at = at.Add(step)
-		for _, zone := range []*time.Location{time.UTC, time.Local, time.FixedZone("x", 5*3600+1800), time.UTC} {
-			if got, want := string(l.appendTime(nil, at.In(zone))), at.In(zone).Format(timeLayout); got != want {
-				t.Errorf("%q, want %q", got, want)
-			}
-		}
 	}
 }
 
@@ -153,7 +139,7 @@ func (w *countingWriter) Close() error { return nil }
 func TestGather(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &countingWriter{}
-		l := &Log{dest: &Destination{stamp: true, w: w}, wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{})}
+		l := &Log{dest: &Destination{timed: true, w: w}, wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{})}
 		l.onError = func() { t.Error("a line was not written") }
 		go l.run()
 		e := &timeline.Event{Kind: timeline.Final, At: time.Now()}
@@ -188,7 +174,7 @@ func TestN2Use(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.mu.Lock()
-	l.dest.stamp = false // as syslog has it
+	l.dest.timed = false // as syslog has it
 	l.mu.Unlock()
 	l.Observe(&timeline.Event{Kind: timeline.Final, ID: "one"})
 	if _, err := OpenDestination(dir); err == nil {

@@ -33,12 +33,11 @@ var logLevels = []string{"error", "info", "debug"}
 
 // Log keeps the last lines of the process log for the pages, and passes everything on to the logger that was there before.
 type Log struct {
-	next    *log.Logger
-	callers bool // lines for next name who logged
-	lines   map[string]*expvarom.Counter
-	failed  *expvarom.Counter
-	places  sync.Map // of *place, by the [2]uintptr that runtime.Callers gave for it
-	known   atomic.Int32
+	next   *log.Logger
+	w      *logWriter
+	lines  map[string]*expvarom.Counter
+	places sync.Map // of *place, by the [2]uintptr that runtime.Callers gave for it
+	known  atomic.Int32
 
 	mu   sync.Mutex
 	ring []LogLine
@@ -53,13 +52,13 @@ type place struct {
 
 // NewLog returns a Log in front of next, which is log.Default as log.Init left it. To take part, Logger becomes log.Default.
 func NewLog(next *log.Logger, r *expvarom.Registry) *Log {
-	l := &Log{next: next, callers: next.LogCaller, lines: map[string]*expvarom.Counter{}, ring: make([]LogLine, 0, 64)}
+	l := &Log{next: next, lines: map[string]*expvarom.Counter{}, ring: make([]LogLine, 0, 64)}
 	lines := r.CounterVec("chasquid_log_messages_total", "Lines written to the process log, by level.", []string{"level"}, logLevels)
 	for _, level := range logLevels {
 		l.lines[level] = lines.With(level)
 	}
-	next.LogCaller = false // it would look at the stack again
-	l.failed = r.CounterVec("chasquid_log_write_errors_total", "Lines that could not be written, by log.", []string{"log"}, []string{"main", "maillog"}).With("main")
+	failed := r.CounterVec("chasquid_log_write_errors_total", "Lines that could not be written, by log.", []string{"log"}, []string{"main", "maillog"}).With("main")
+	l.w = newLogWriter(next, failed)
 	return l
 }
 
@@ -70,13 +69,17 @@ func (l *Log) Logger() *log.Logger {
 	return front
 }
 
+// Gather says whether lines that come fast are written together, 2 milliseconds late at most. Until it is called, and for syslog always,
+// each is written at once; errors always are, with all that came before them. Switched off, it writes what waits.
+func (l *Log) Gather(on bool) { l.w.setGather(on) }
+
 // Reopen reopens the file that is logged to, if it is one.
-func (l *Log) Reopen() error { return l.next.Reopen() }
+func (l *Log) Reopen() error { return l.w.reopen() }
 
 // Debug takes a line of the kind that is logged only for a while, when somebody asked for it on the log's page.
 func (l *Log) Debug(text string) {
-	l.add("debug", "", text)
-	l.pass(log.Info, &place{}, "debug: "+text)
+	at := l.add("debug", "", text)
+	l.w.write(at, log.Info, "", "debug: "+text)
 }
 
 // Line takes a line as log.Log does, but for the formatting: it is what a line costs that is written for every message. depth is how many
@@ -84,9 +87,9 @@ func (l *Log) Debug(text string) {
 func (l *Log) Line(level log.Level, depth int, text string) {
 	var pcs [2]uintptr // the second is needed to tell inlined functions
 	runtime.Callers(depth+2, pcs[:])
-	at := l.place(pcs)
-	l.add(levelName(level), at.short, text)
-	l.pass(level, at, text)
+	place := l.place(pcs)
+	at := l.add(levelName(level), place.short, text)
+	l.w.write(at, level, place.column, text)
 }
 
 func levelName(level log.Level) string {
@@ -97,16 +100,6 @@ func levelName(level log.Level) string {
 		return "debug"
 	}
 	return "info"
-}
-
-// pass hands a line to the logger behind.
-func (l *Log) pass(level log.Level, at *place, text string) {
-	if l.callers {
-		text = at.column + text
-	}
-	if err := l.next.Log(level, 0, "%s", text); err != nil {
-		l.failed.Inc()
-	}
 }
 
 // logSink is what the front logger writes to: each Write is one line that begins with the letter of its level.
@@ -123,13 +116,14 @@ func (s logSink) Write(b []byte) (int, error) {
 	case "☠":
 		level, name = log.Fatal, "error"
 	}
-	at := newPlace(logCaller())
-	s.l.add(name, at.short, text)
-	s.l.pass(level, at, text)
+	place := newPlace(logCaller())
+	at := s.l.add(name, place.short, text)
+	s.l.w.write(at, level, place.column, text)
 	return len(b), nil
 }
 
 func (s logSink) Close() error {
+	s.l.w.flush()
 	s.l.next.Close()
 	return nil
 }
@@ -175,7 +169,8 @@ func newPlace(f runtime.Frame) *place {
 	return &place{file + ":" + itoa(f.Line), fmt.Sprintf("%-18s ", column[max(0, len(column)-18):])}
 }
 
-func (l *Log) add(level, caller, text string) {
+// add keeps a line and returns its time.
+func (l *Log) add(level, caller, text string) time.Time {
 	if len(text) > keptLineSize {
 		text = text[:keptLineSize] + "…"
 	}
@@ -190,6 +185,7 @@ func (l *Log) add(level, caller, text string) {
 		l.ring[l.n%keptLines] = line
 	}
 	l.n++
+	return line.At
 }
 
 // Lines returns the kept lines, oldest first.

@@ -271,6 +271,29 @@ func TestUnderLoad(t *testing.T) {
 	}
 	s.checkRest(v)
 	terminate(t, pids[3])
+	s.checkLog(len(pids))
+}
+
+// checkLog looks at the log of all processes: lines are whole, and there is one for each recipient that the mail log knows to be served.
+func (s *site) checkLog(processes int) {
+	s.t.Helper()
+	b, err := os.ReadFile(filepath.Join(s.Dir, "mail.log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	served := regexp.MustCompile(`(?m)(?:from=|: )\S+ (?:to=\S+ )?sent$`)
+	log := s.Log()
+	if got, want := len(served.FindAllString(log, -1)), len(served.FindAll(b, -1)); got != want || want == 0 {
+		s.t.Errorf("the mail log has %d deliveries, the log %d", want, got)
+	}
+	for line := range strings.Lines(log) {
+		if !regexp.MustCompile(`^[_E.] \S+:\d+ +\S.*\n$`).MatchString(line) {
+			s.t.Errorf("line %q of the log is not whole", line)
+		}
+	}
+	if n := strings.Count(log, " chasquid stopped\n"); n != processes || !strings.HasSuffix(log, " chasquid stopped\n") {
+		s.t.Errorf("%d processes ended, the log has the end of %d, or goes on: %.500s", processes, n, log[max(0, len(log)-500):])
+	}
 }
 
 // checkRest looks at what is not mail: the history knows every message, and the mail log has each just once.
