@@ -80,18 +80,14 @@ type encoder struct {
 	hash func(address.Address) string
 }
 
-// append encodes e. What the first event of a message says of it (sender, client, trace) is left out of the others.
+// append encodes e. What the first event of a message says of it (sender, client, trace) is left out of the others, and the id of all: see
+// appendID.
 func (c encoder) append(b []byte, e *timeline.Event) []byte {
 	b = append(b, byte(e.Kind))
 	b = binary.AppendVarint(b, e.At.UnixMicro())
-	b = appendString(b, tagID, string(e.ID))
 	switch e.Kind {
 	case timeline.Queued, timeline.Refused, timeline.Auth:
 		b = c.appendOrigin(b, e)
-	case timeline.Check:
-		if e.ID == "" { // before the message has an id, its trace has to do
-			b = appendTrace(b, e.Trace)
-		}
 	}
 	for i, r := range e.Rcpts {
 		if i == maxRcpts {
@@ -113,7 +109,9 @@ func (c encoder) append(b []byte, e *timeline.Event) []byte {
 	if e.Outcome != nil {
 		b = appendOutcome(b, e.Outcome)
 	}
-	b = appendReply(b, e.Reply)
+	if e.Outcome == nil || e.Reply != e.Outcome.Reply {
+		b = appendReply(b, e.Reply)
+	}
 	b = appendInt(b, tagSize, e.Size)
 	b = appendInt(b, tagWait, int64(e.Wait))
 	b = appendInt(b, tagTook, int64(e.Took))
@@ -124,6 +122,54 @@ func (c encoder) append(b []byte, e *timeline.Event) []byte {
 	}
 	return append(b, tagEnd)
 }
+
+// appendID adds the id to the event at the end of b. The first event of a message has it, those that follow need not: earlier versions put
+// it into each.
+func appendID(b []byte, id mail.ID) []byte {
+	if id == "" {
+		return b
+	}
+	return append(appendString(b[:len(b)-1], tagID, string(id)), tagEnd)
+}
+
+// waiting is an event on its way from Observe to take, with what tells its message.
+type waiting struct {
+	id    []byte
+	trace trace.ID // of the kinds that begin a message, or have no id
+	event []byte   // encoded
+}
+
+// waitingHead is the bytes before the id: the length of the event, and those of the id and the trace.
+const waitingHead = 4 + 1 + 1
+
+// appendWaiting appends e as nextWaiting reads it.
+func (c encoder) appendWaiting(b []byte, e *timeline.Event) []byte {
+	head := len(b)
+	id := e.ID[:min(len(e.ID), 255)]
+	b = append(b, 0, 0, 0, 0, byte(len(id)), 0)
+	b = append(b, id...)
+	if id == "" || e.Kind == timeline.Queued || e.Kind == timeline.Refused {
+		b[head+5] = byte(len(e.Trace))
+		b = append(b, e.Trace[:]...)
+	}
+	start := len(b)
+	b = c.append(b, e)
+	binary.LittleEndian.PutUint32(b[head:], uint32(len(b)-start))
+	return b
+}
+
+// nextWaiting takes the first event off b.
+func nextWaiting(b []byte) (w waiting, rest []byte) {
+	event, id, tr := int(binary.LittleEndian.Uint32(b)), int(b[4]), int(b[5])
+	b = b[waitingHead:]
+	w.id, b = b[:id], b[id:]
+	copy(w.trace[:], b[:tr])
+	w.event = b[tr : tr+event]
+	return w, b[tr+event:]
+}
+
+// kind is the event's kind.
+func (w *waiting) kind() timeline.Kind { return timeline.Kind(w.event[0]) }
 
 func (c encoder) appendOrigin(b []byte, e *timeline.Event) []byte {
 	b = appendTrace(b, e.Trace)
@@ -215,8 +261,8 @@ func appendInt(b []byte, tag byte, n int64) []byte {
 	if n == 0 {
 		return b
 	}
-	var v [binary.MaxVarintLen64]byte
-	return appendString(b, tag, string(v[:binary.PutVarint(v[:], n)]))
+	start := len(b)
+	return endField(binary.AppendVarint(append(b, tag, 0), n), start)
 }
 
 // field is one tagged value of an encoded event.

@@ -37,7 +37,8 @@ type batch struct {
 	id    int64
 	n     int
 	data  []byte
-	keys  []uint64
+	keys  keySet
+	found []uint64 // keys of one message, for reuse
 	began time.Time
 	ended []mail.ID // messages that leave the table of unfinished ones with this batch
 	dirty bool
@@ -50,8 +51,17 @@ func (b *batch) add(events []byte) {
 	b.n++
 	b.data = binary.AppendUvarint(b.data, uint64(len(events)))
 	b.data = append(b.data, events...)
-	b.keys = appendKeys(b.keys, events)
+	b.found = appendKeys(b.found[:0], events)
+	for _, k := range b.found {
+		b.keys.add(k)
+	}
 	b.dirty = true
+}
+
+// next begins the batch after this one, in the same memory.
+func (b *batch) next() {
+	b.keys.reset()
+	*b = batch{id: b.id + 1, data: b.data[:0], keys: b.keys, found: b.found, ended: b.ended[:0]}
 }
 
 // messages calls f for each message of a batch's data until f returns false.
@@ -193,7 +203,7 @@ func (d *database) write(b *batch) error {
 		if _, err := tx.Exec(`insert or replace into batches values (?, ?, ?, ?, ?)`, b.id, b.began.UnixMicro(), now, b.n, len(b.data)); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(`insert or replace into filters values (?, ?)`, b.id, newBloom(b.keys)); err != nil {
+		if _, err := tx.Exec(`insert or replace into filters values (?, ?)`, b.id, newBloom(&b.keys)); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(`insert or replace into data values (?, ?)`, b.id, b.data); err != nil {

@@ -31,8 +31,10 @@ const (
 	maxPending   = 20000    // messages whose events are held in memory until they end
 	maxEvents    = 64 << 10 // bytes of events kept of one message; what comes after is dropped and counted
 	trimEvery    = time.Minute
-	maxSpare     = 512     // used up records of pending messages that are kept for reuse
-	spareEvents  = 4 << 10 // bytes of events one of them may hold
+	maxChecks    = 4 << 10 // bytes of events kept of a message that has no id yet
+	usualEvents  = 512     // bytes of the events of most messages
+	maxSpare     = 2048    // used up records of pending messages that are kept for reuse
+	spareEvents  = 2 << 10 // bytes of events one of them may hold
 )
 
 // Config of a History. The zero value of a limit means its default.
@@ -58,20 +60,21 @@ type History struct {
 
 	mu   sync.Mutex
 	enc  encoder
-	buf  []byte // encoded events in order
+	buf  []byte // events in order, as encoder.appendWaiting puts them
 	wake chan struct{}
 
 	syncs   chan chan struct{}
 	done    chan struct{}
 	db      *database // owned by Run, but for reads
 	pending map[mail.ID]*pendingMessage
-	spare   []*pendingMessage // for reuse
-	checks  map[trace.ID][]byte
+	spare   []*pendingMessage            // for reuse
+	checks  map[trace.ID]*pendingMessage // by trace: what checks said of messages that have no id yet
 	current batch
 }
 
 type pendingMessage struct {
 	events []byte
+	named  bool // one of the events that were added has the id
 	since  time.Time
 	dirty  bool // not in the database as it is
 	stored bool // in the table of unfinished messages
@@ -94,7 +97,7 @@ func Open(conf Config) (*History, error) {
 		return nil, err
 	}
 	h := &History{key: key, db: db, wake: make(chan struct{}, 1), syncs: make(chan chan struct{}), done: make(chan struct{}),
-		pending: map[mail.ID]*pendingMessage{}, checks: map[trace.ID][]byte{}}
+		pending: map[mail.ID]*pendingMessage{}, checks: map[trace.ID]*pendingMessage{}}
 	h.m = &metrics{
 		dropped:  conf.Metrics.Counter("chasquid_history_events_dropped_total", "Timeline events not kept because the history could not keep up, or one message had too many."),
 		failures: conf.Metrics.Counter("chasquid_history_errors_total", "Failed operations of the history database. Mail is not affected."),
@@ -135,7 +138,7 @@ func (h *History) Observe(e *timeline.Event) {
 		h.m.dropped.Inc()
 		return
 	}
-	h.buf = h.enc.append(h.buf, e)
+	h.buf = h.enc.appendWaiting(h.buf, e)
 	full := len(h.buf) > wakeBuffered
 	h.mu.Unlock()
 	if full {
@@ -169,6 +172,8 @@ func (h *History) Run(ctx context.Context) {
 			h.db.close()
 			return
 		case <-h.wake:
+			spare = h.take(spare)
+			continue // what is not a whole batch is written at the next tick
 		case <-tick.C:
 		case <-trim.C:
 			s := h.settings.Load()
@@ -191,33 +196,23 @@ func (h *History) take(spare []byte) []byte {
 	h.mu.Unlock()
 	now := time.Now()
 	for b := events; len(b) > 0; {
-		var id mail.ID
-		var tr trace.ID
-		kind, _, rest, ok := walk(b, func(f field) {
-			switch f.tag {
-			case tagID:
-				id = mail.ID(f.value)
-			case tagTrace:
-				copy(tr[:], f.value)
-			}
-		})
-		if !ok {
-			log.Errorf("history: internal error: undecodable event")
-			break
+		var w waiting
+		w, b = nextWaiting(b)
+		if len(w.id) == 0 {
+			h.anonymous(&w)
+		} else {
+			h.event(&w, now)
 		}
-		h.event(id, tr, kind, b[:len(b)-len(rest)], now)
-		b = rest
 	}
 	return events
 }
 
-func (h *History) event(id mail.ID, tr trace.ID, kind timeline.Kind, b []byte, now time.Time) {
-	if id == "" {
-		h.anonymous(tr, kind, b)
-		return
-	}
-	p := h.pending[id]
+// event takes an event of a message that has an id.
+func (h *History) event(w *waiting, now time.Time) {
+	kind := w.kind()
+	p := h.pending[mail.ID(w.id)]
 	if p == nil {
+		id := mail.ID(w.id)
 		p = h.newPending(now)
 		if kind != timeline.Queued && kind != timeline.Check {
 			if events := h.db.live(id); events != nil { // it lingered, or we were restarted
@@ -227,46 +222,60 @@ func (h *History) event(id mail.ID, tr trace.ID, kind timeline.Kind, b []byte, n
 		h.pending[id] = p
 	}
 	if kind == timeline.Queued || kind == timeline.Refused {
-		p.events = append(p.events, h.checksOf(tr)...)
+		h.moveChecks(w.trace, p)
 	}
-	if len(p.events)+len(b) > maxEvents && kind != timeline.Final {
+	if len(p.events)+len(w.event) > maxEvents && kind != timeline.Final {
 		h.m.dropped.Inc()
 	} else {
-		p.events = append(p.events, b...)
+		p.events = append(p.events, w.event...)
+		if !p.named {
+			p.events, p.named = appendID(p.events, mail.ID(w.id)), true
+		}
 		p.dirty = true
 	}
 	if kind == timeline.Final || kind == timeline.Refused {
 		h.add(p.events)
-		delete(h.pending, id)
 		if p.stored {
-			h.current.ended = append(h.current.ended, id)
+			h.current.ended = append(h.current.ended, mail.ID(w.id))
 		}
-		if len(h.spare) < maxSpare && cap(p.events) <= spareEvents {
-			h.spare = append(h.spare, p)
-		}
+		delete(h.pending, mail.ID(w.id))
+		h.release(p)
 	}
 }
 
 // anonymous takes an event of a message that has no id yet. What checks say of it waits for the message; other events stand for
 // themselves.
-func (h *History) anonymous(tr trace.ID, kind timeline.Kind, b []byte) {
-	if kind != timeline.Check {
-		h.add(append(h.checksOf(tr), b...))
+func (h *History) anonymous(w *waiting) {
+	p := h.checks[w.trace]
+	if w.kind() != timeline.Check {
+		if p == nil {
+			h.add(w.event)
+			return
+		}
+		h.add(append(p.events, w.event...))
+		delete(h.checks, w.trace)
+		h.release(p)
 		return
 	}
-	if len(h.checks) >= maxPending { // of clients that never went on; nobody will ask for them
-		clear(h.checks)
+	if p == nil {
+		if len(h.checks) >= maxPending { // of clients that never went on; nobody will ask for them
+			clear(h.checks)
+		}
+		p = h.newPending(time.Time{})
+		h.checks[w.trace] = p
 	}
-	if len(h.checks[tr])+len(b) <= spareEvents {
-		h.checks[tr] = append(h.checks[tr], b...)
+	if len(p.events)+len(w.event) <= maxChecks {
+		p.events = append(p.events, w.event...)
 	}
 }
 
-// checksOf returns what checks said of the message of the trace before it had an id.
-func (h *History) checksOf(tr trace.ID) []byte {
-	b := h.checks[tr]
-	delete(h.checks, tr)
-	return b
+// moveChecks gives the message what checks said of it before it had an id.
+func (h *History) moveChecks(tr trace.ID, p *pendingMessage) {
+	if checks := h.checks[tr]; checks != nil {
+		p.events = append(p.events, checks.events...)
+		delete(h.checks, tr)
+		h.release(checks)
+	}
 }
 
 // newPending returns an empty pendingMessage, a used one if there is one.
@@ -277,7 +286,14 @@ func (h *History) newPending(now time.Time) *pendingMessage {
 		*p = pendingMessage{events: p.events[:0], since: now}
 		return p
 	}
-	return &pendingMessage{since: now, events: make([]byte, 0, 1024)}
+	return &pendingMessage{since: now, events: make([]byte, 0, usualEvents)}
+}
+
+// release keeps a pendingMessage that nobody uses any more for the next one.
+func (h *History) release(p *pendingMessage) {
+	if len(h.spare) < maxSpare && cap(p.events) <= spareEvents {
+		h.spare = append(h.spare, p)
+	}
 }
 
 // add puts a finished message into the current batch.
@@ -291,7 +307,7 @@ func (h *History) add(events []byte) {
 
 func (h *History) seal() {
 	h.report("writing", h.db.write(&h.current))
-	h.current = batch{id: h.current.id + 1, data: h.current.data[:0]}
+	h.current.next()
 }
 
 // flush writes the current batch as it is, and the messages that linger.
@@ -299,7 +315,7 @@ func (h *History) flush(all bool) {
 	if h.current.dirty {
 		h.report("writing", h.db.write(&h.current))
 		if time.Since(h.current.began) > batchAge {
-			h.current = batch{id: h.current.id + 1, data: h.current.data[:0]}
+			h.current.next()
 		}
 	}
 	var lingering []mail.ID

@@ -2,6 +2,7 @@ package history
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +18,8 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/smtp"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
 	"blitiri.com.ar/go/chasquid/internal/trace"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // start opens a history in dir and runs it; stop ends it.
@@ -289,8 +292,91 @@ func TestRemoteID(t *testing.T) {
 		"250 2.0.0 Ok: queued as 4Z7x1y2k9": "4Z7x1y2k9", "250 OK id=1rJabc-0004Fx-2B": "1rJabc-0004Fx-2B", "250 2.0.0 message accepted, queued as <ABCDEF>": "ABCDEF",
 		"250 ok": "", "": "", "250 2.0.0 queued as x": "",
 	} {
-		if got := RemoteID(reply); got != want {
-			t.Errorf("RemoteID(%q) = %q, want %q", reply, got, want)
+		if got := string(remoteID([]byte(reply))); got != want {
+			t.Errorf("remoteID(%q) = %q, want %q", reply, got, want)
+		}
+	}
+}
+
+// TestIDOnce checks that a message is found by its id, which only one of its events has, whatever the first event is, before and after a
+// restart; and that messages of earlier versions, with the id in each event, are the same.
+func TestIDOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "h.db")
+	h, stop := start(t, Config{Path: path})
+	deliver(h, "WHOLE", "a@x.test", "b@y.test", true)
+	deliver(h, "WAITING", "a@x.test", "b@y.test", false)
+	h.Observe(&timeline.Event{Kind: timeline.LoopEnd, At: time.Now(), ID: "MIDDLE"})
+	h.Observe(&timeline.Event{Kind: timeline.Final, At: time.Now(), ID: "LAST"})
+	h.Observe(&timeline.Event{Kind: timeline.Refused, At: time.Now(), ID: "REFUSED", Trace: testTrace})
+	for range 2 {
+		for _, id := range []mail.ID{"WHOLE", "WAITING", "MIDDLE", "LAST", "REFUSED"} {
+			if m, ok, err := h.Get(t.Context(), string(id)); !ok || err != nil || m.ID != id {
+				t.Errorf("%s: found %v, %v: %+v", id, ok, err, m)
+			}
+		}
+		stop()
+		h, stop = start(t, Config{Path: path})
+		h.Observe(&timeline.Event{Kind: timeline.Final, At: time.Now(), ID: "WAITING"})
+	}
+	var events []byte
+	if err := h.db.sql.QueryRow(`select events from data order by id limit 1`).Scan(&events); err != nil {
+		t.Fatal(err)
+	}
+	messages(events, func(b []byte) bool {
+		if n := strings.Count(string(b), "WHOLE"); n != 3 { // once as the id, in the Message-ID and in the remote's
+			t.Errorf("the message has the id %d times", n)
+		}
+		now := newMessage(b)
+		var old []byte
+		for rest := b; len(rest) > 0; {
+			_, after, _ := decodeEvent(rest)
+			old = appendID(append(old, rest[:len(rest)-len(after)]...), now.ID)
+			rest = after
+		}
+		if len(old) <= len(b) {
+			t.Error("the copy with ids in each event is no longer")
+		}
+		was := newMessage(old)
+		for i := range now.Events {
+			now.Events[i].ID, was.Events[i].ID = "", ""
+		}
+		if d := cmp.Diff(now, was, cmpopts.IgnoreUnexported(Event{})); d != "" {
+			t.Errorf("as earlier versions wrote it, it is another message:\n%s", d)
+		}
+		return false
+	})
+}
+
+// TestKeys checks the keys and the filter against their plain definitions.
+func TestKeys(t *testing.T) {
+	for _, text := range []string{"", "abc", "Alice@Example.TEST", "ÄÖ@x.test", "a\xffB", "[İ]", "@[`{"} {
+		if hashLower([]byte(text)) != hashKey(strings.ToLower(text)) {
+			t.Errorf("another key for %q", text)
+		}
+	}
+	for _, n := range []int{0, 1, 500, 5000} {
+		var set keySet
+		for round := range 2 { // the second in used memory
+			var keys []uint64
+			for i := range n {
+				keys = append(keys, hashKey(fmt.Sprint(round, i/2)))
+			}
+			if n > 1 {
+				keys = append(keys, 0, 0)
+			}
+			for _, k := range keys {
+				set.add(k)
+			}
+			slices.Sort(keys)
+			keys = slices.Compact(keys)
+			want := make([]byte, max(8, (len(keys)*bloomBits+7)/8))
+			for _, k := range keys {
+				bloomProbe(want, k, func(i uint64) bool { want[i/8] |= 1 << (i % 8); return true })
+			}
+			if got := newBloom(&set); !slices.Equal(got, want) {
+				t.Errorf("%d keys, round %d: another filter, of %d bytes instead of %d", n, round, len(got), len(want))
+			}
+			set.reset()
 		}
 	}
 }
@@ -335,6 +421,68 @@ func BenchmarkWrite(b *testing.B) {
 			h.flush(false)
 		}
 	}
+}
+
+// relayed observes the timeline of a message that came in by SMTP and went on to another server.
+type relayed struct {
+	events [7]timeline.Event
+	out    mail.Outcome
+	to     mail.Recipient
+	rcpts  [1]address.Address
+}
+
+func (r *relayed) observe(h *History, n int) {
+	at := time.Now()
+	var tr trace.ID
+	binary.BigEndian.PutUint64(tr[:], uint64(n)*0x9e3779b97f4a7c15)
+	id := mail.ID(fmt.Sprintf("335qhe%010d", n))
+	if n == 0 {
+		from, orig, to := address.MustParse("from@sender.test"), address.MustParse("u0@bench.test"), address.MustParse("u0@sink.test")
+		r.out = mail.Outcome{Disposition: mail.Delivered, Reply: smtp.NewReply(250, "2.0.0", "ok"), MTA: "mx.sink.test [192.0.2.25]:25", TLS: "plain"}
+		r.to, r.rcpts = mail.Recipient{To: to, Orig: orig}, [1]address.Address{orig}
+		r.events = [7]timeline.Event{
+			{Kind: timeline.Check, Took: 500 * time.Microsecond, Text: "spf: spf=pass"},
+			{Kind: timeline.Check, Took: 50 * time.Microsecond, Text: "dkim_verify: dkim=none"},
+			{Kind: timeline.Check, Took: 50 * time.Microsecond, Text: "dmarc: dmarc=pass"},
+			{Kind: timeline.Queued, Client: "127.0.0.1:43236", MessageID: "10000001@sender.test", From: from, Rcpts: r.rcpts[:], Size: 573, Took: time.Millisecond, Text: "smtp"},
+			{Kind: timeline.Expanded, Rcpt: &r.to},
+			{Kind: timeline.Attempt, Rcpt: &r.to, N: 1, Outcome: &r.out, Reply: r.out.Reply, Took: 2 * time.Millisecond},
+			{Kind: timeline.Final, Size: 573, Took: 30 * time.Millisecond},
+		}
+	}
+	for i := range r.events {
+		e := &r.events[i]
+		e.At, e.Trace = at, tr
+		if i > 0 {
+			e.ID = id
+		}
+		h.Observe(e)
+	}
+}
+
+// BenchmarkRelayed is the whole cost of a message that is relayed, of which "observe" is what the session and the queue wait for.
+func BenchmarkRelayed(b *testing.B) {
+	run := func(b *testing.B, write bool) {
+		h, err := Open(Config{Path: filepath.Join(b.TempDir(), "h.db")})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer h.db.close()
+		var r relayed
+		var spare []byte
+		b.ReportAllocs()
+		for n := 0; b.Loop(); n++ {
+			r.observe(h, n)
+			if !write {
+				h.buf = h.buf[:0]
+			} else if n%1000 == 999 {
+				spare = h.take(spare)
+				h.flush(false)
+			}
+		}
+	}
+	b.Run("observe", func(b *testing.B) { run(b, false) })
+	b.Run("write", func(b *testing.B) { run(b, true) })
 }
 
 // BenchmarkSearch finds one message among a million; CHASQUID_BENCH_ROWS changes the number.

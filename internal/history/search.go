@@ -3,8 +3,6 @@ package history
 import (
 	"context"
 	"database/sql"
-	"encoding/binary"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -12,12 +10,6 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
 	"blitiri.com.ar/go/chasquid/internal/trace"
-)
-
-// A Bloom filter of bloomBits bits a key and bloomHashes probes passes a stranger once in about a thousand.
-const (
-	bloomBits   = 14
-	bloomHashes = 10
 )
 
 // Message is one message, or one refusal, as it is found.
@@ -250,111 +242,4 @@ func (m *Message) state(delivered, failed int) string {
 		return "delivered"
 	}
 	return "bounced"
-}
-
-// appendKeys appends a hash of everything the message can be found by.
-func appendKeys(keys []uint64, b []byte) []uint64 {
-	for len(b) > 0 {
-		_, _, rest, ok := walk(b, func(f field) { keys = appendFieldKeys(keys, f) })
-		if !ok {
-			break
-		}
-		b = rest
-	}
-	return keys
-}
-
-func appendFieldKeys(keys []uint64, f field) []uint64 {
-	switch f.tag {
-	case tagTrace:
-		var id trace.ID
-		copy(id[:], f.value)
-		return append(keys, hashKey(id.String()), hashKey(id.Short()))
-	case tagClient:
-		if ap, err := netip.ParseAddrPort(string(f.value)); err == nil {
-			return append(keys, hashKey(ap.Addr().Unmap().String()))
-		}
-	case tagFrom, tagRcpt, tagOrig, tagUser:
-		s := strings.ToLower(string(f.value))
-		keys = append(keys, hashKey(s))
-		if i := strings.LastIndexByte(s, '@'); i >= 0 {
-			keys = append(keys, hashKey(s[i+1:]))
-		}
-	case tagID, tagMessageID, tagOther:
-		return append(keys, hashKey(strings.ToLower(string(f.value))))
-	case tagReply:
-		if id := RemoteID(string(f.value)); id != "" {
-			return append(keys, hashKey(strings.ToLower(id)))
-		}
-	}
-	return keys
-}
-
-// RemoteID finds the id another server gave the message in its reply: the word after "queued as", "id=" or "Ok:", as servers write it.
-func RemoteID(reply string) string {
-	for _, mark := range []string{"queued as ", "Queued as ", "queued mail for delivery [InternalId=", "id=", "Message accepted as ", "ok "} {
-		_, rest, ok := strings.Cut(reply, mark)
-		if !ok {
-			continue
-		}
-		id := rest
-		if i := strings.IndexAny(rest, " ,;)]\n"); i >= 0 {
-			id = rest[:i]
-		}
-		if id = strings.Trim(id, "<>.[]"); len(id) >= 5 && len(id) <= 128 {
-			return id
-		}
-	}
-	return ""
-}
-
-// hashKey is 64-bit FNV-1a with a final mix, as the low bits choose filter positions.
-func hashKey(s string) uint64 {
-	h := uint64(14695981039346656037)
-	for i := 0; i < len(s); i++ {
-		h = (h ^ uint64(s[i])) * 1099511628211
-	}
-	h ^= h >> 33
-	h *= 0xff51afd7ed558ccd
-	return h ^ h>>33
-}
-
-func newBloom(keys []uint64) []byte {
-	slices.Sort(keys)
-	n := 0
-	for i, k := range keys {
-		if i == 0 || k != keys[i-1] {
-			n++
-		}
-	}
-	filter := make([]byte, max(8, (n*bloomBits+7)/8))
-	for i, k := range keys {
-		if i == 0 || k != keys[i-1] {
-			bloomProbe(filter, k, func(i uint64) bool { filter[i/8] |= 1 << (i % 8); return true })
-		}
-	}
-	return filter
-}
-
-func bloomHas(filter []byte, key uint64) bool {
-	if len(filter) == 0 {
-		return false
-	}
-	return bloomProbe(filter, key, func(i uint64) bool { return filter[i/8]&(1<<(i%8)) != 0 })
-}
-
-// bloomProbe calls f for the key's positions, made of two halves of its hash, until f returns false.
-func bloomProbe(filter []byte, key uint64, f func(uint64) bool) bool {
-	bits := uint64(len(filter)) * 8
-	var b [8]byte
-	binary.BigEndian.PutUint64(b[:], key)
-	step := uint64(binary.BigEndian.Uint32(b[:4])) | 1
-	at := uint64(binary.LittleEndian.Uint32(b[4:]))
-	for range bloomHashes {
-		if !f(at % bits) {
-			return false
-		}
-		at += step
-	}
-	return true
 }
