@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
 )
 
@@ -83,11 +84,15 @@ func (l *Log) Debug(text string) {
 }
 
 // Line takes a line as log.Log does, but for the formatting: it is what a line costs that is written for every message. depth is how many
-// frames whoever logs is above the caller.
-func (l *Log) Line(level log.Level, depth int, text string) {
-	var pcs [2]uintptr // the second is needed to tell inlined functions
-	runtime.Callers(depth+2, pcs[:])
-	place := l.place(pcs)
+// frames whoever logs is above the caller. That is looked at once only for a place that is not nil.
+func (l *Log) Line(level log.Level, depth int, where *trace.Place, text string) {
+	place, ok := where.Known().(*place)
+	if !ok {
+		var pcs [2]uintptr // the second is needed to tell inlined functions
+		runtime.Callers(depth+2, pcs[:])
+		place = l.place(pcs)
+		where.Keep(place)
+	}
 	at := l.add(levelName(level), place.short, text)
 	l.w.write(at, level, place.column, text)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 	"blitiri.com.ar/go/log"
 )
 
@@ -87,32 +88,32 @@ func TestLogGather(t *testing.T) {
 				t.Errorf("%s: wrote %.100q, want %.100q", what, got, want)
 			}
 		}
-		l.Line(log.Info, 0, "a")
-		l.Line(log.Info, 0, "b")
+		l.Line(log.Info, 0, nil, "a")
+		l.Line(log.Info, 0, nil, "b")
 		expect("not gathering", "_ a\n", "_ b\n")
 		time.Sleep(time.Second)
 		l.Gather(true)
-		l.Line(log.Info, 0, "first")
+		l.Line(log.Info, 0, nil, "first")
 		expect("after a pause", "_ first\n")
-		l.Line(log.Info, 0, "second")
+		l.Line(log.Info, 0, nil, "second")
 		time.Sleep(gatherTime / 2)
 		l.Debug("third")
 		expect("too early")
 		time.Sleep(gatherTime / 2)
 		expect("in time", "_ second\n_ debug: third\n")
-		l.Line(log.Info, 0, "fourth")
-		l.Line(log.Error, 0, "fifth")
+		l.Line(log.Info, 0, nil, "fourth")
+		l.Line(log.Error, 0, nil, "fifth")
 		expect("an error", "_ fourth\nE fifth\n")
-		l.Line(log.Info, 0, "sixth")
+		l.Line(log.Info, 0, nil, "sixth")
 		l.Logger().Log(log.Fatal, 0, "%s", "the end")
 		expect("a fatal error", "_ sixth\n☠ the end\n")
-		l.Line(log.Info, 0, "seventh")
+		l.Line(log.Info, 0, nil, "seventh")
 		l.Gather(false)
 		expect("switched off", "_ seventh\n")
 		l.Gather(true)
 		half := strings.Repeat("x", gatherBytes/2-3)
 		for range 3 {
-			l.Line(log.Info, 0, half)
+			l.Line(log.Info, 0, nil, half)
 		}
 		expect("much", "_ "+half+"\n_ "+half+"\n")
 		time.Sleep(gatherTime)
@@ -122,9 +123,9 @@ func TestLogGather(t *testing.T) {
 		out.mu.Lock()
 		out.err = errors.New("disk full")
 		out.mu.Unlock()
-		l.Line(log.Info, 0, "lost")
-		l.Line(log.Info, 0, "lost")
-		l.Line(log.Info, 0, "lost")
+		l.Line(log.Info, 0, nil, "lost")
+		l.Line(log.Info, 0, nil, "lost")
+		l.Line(log.Info, 0, nil, "lost")
 		time.Sleep(gatherTime)
 		expect("failing", "_ lost\n", "_ lost\n_ lost\n")
 		if got := l.w.failed.Value(); got != 3 {
@@ -155,7 +156,7 @@ func TestLogFiles(t *testing.T) {
 					if n%100 == 99 {
 						level = log.Error
 					}
-					l.Line(level, 0, fmt.Sprintf("%p/%d %d", l, g, n))
+					l.Line(level, 0, nil, fmt.Sprintf("%p/%d %d", l, g, n))
 				}
 			})
 		}
@@ -170,7 +171,7 @@ func TestLogFiles(t *testing.T) {
 	}
 	wg.Wait()
 	for _, l := range all {
-		l.Line(log.Info, 0, "end 0")
+		l.Line(log.Info, 0, nil, "end 0")
 		l.Gather(false)
 	}
 	first, _ := os.ReadFile(path + ".1")
@@ -206,7 +207,7 @@ func TestLogSyslog(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 100 {
-				l.Line(log.Info, 0, "first\nsecond")
+				l.Line(log.Info, 0, nil, "first\nsecond")
 			}
 		})
 	}
@@ -227,13 +228,17 @@ func BenchmarkLogLine(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for _, gather := range []bool{false, true} {
-		b.Run(fmt.Sprintf("gather=%v", gather), func(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		gather bool
+		place  *trace.Place
+	}{{"at once", false, nil}, {"gathered", true, nil}, {"gathered, place known", true, new(trace.Place)}} {
+		b.Run(c.name, func(b *testing.B) {
 			l := NewLog(next, nil)
-			l.Gather(gather)
+			l.Gather(c.gather)
 			b.ReportAllocs()
 			for b.Loop() {
-				l.Line(log.Info, 0, "Queue.SendLoop 17e3c8a4b2f1d059: bob@example.com sent")
+				l.Line(log.Info, 0, c.place, "Queue.SendLoop 17e3c8a4b2f1d059: bob@example.com sent")
 			}
 			l.Gather(false)
 		})

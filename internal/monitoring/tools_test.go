@@ -103,17 +103,19 @@ func TestLogCaller(t *testing.T) {
 	l := NewLog(behind, nil)
 	log.Default = l.Logger()
 	log.Infof("one")
+	var place trace.Place
 	for _, conf := range []trace.Config{{Log: true}, {Log: true, Line: l.Line}} {
 		_, sp := trace.Start(trace.WithRecorder(t.Context(), trace.New(conf)), trace.DNS, "x")
 		for range 2 { // the second time it is known
 			sp.Infof("two")
 			sp.Errorf("three")
 			sp.Error(errors.New("four"))
+			sp.Info(&place, "five")
 		}
 		sp.Finish()
 	}
 	lines := l.Lines()
-	if len(lines) != 13 {
+	if len(lines) != 17 {
 		t.Errorf("%d lines", len(lines))
 	}
 	where := map[string]bool{}
@@ -123,8 +125,8 @@ func TestLogCaller(t *testing.T) {
 			t.Errorf("caller of %q is %q", x.Text, x.Caller)
 		}
 	}
-	if len(where) != 4 {
-		t.Errorf("four lines of code logged, the log names %d: %v", len(where), where)
+	if len(where) != 5 {
+		t.Errorf("five lines of code logged, the log names %d: %v", len(where), where)
 	}
 }
 
@@ -138,8 +140,8 @@ func TestLogFormat(t *testing.T) {
 			g.Errorf("%s", "text")
 			g.Infof("%s", "text")
 		}
-		l.Line(log.Error, 0, "text")
-		l.Line(log.Info, 0, "text")
+		l.Line(log.Error, 0, nil, "text")
+		l.Line(log.Info, 0, nil, "text")
 	}
 	clean := func(s *sink) string {
 		return regexp.MustCompile(`\d{4}-\d\d-\d\d [0-9:.]+ |:\d+`).ReplaceAllString(s.String(), "")

@@ -13,6 +13,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/queue/sched"
 	"blitiri.com.ar/go/chasquid/internal/srs"
 	"blitiri.com.ar/go/chasquid/internal/timeline"
+	"blitiri.com.ar/go/chasquid/internal/trace"
 )
 
 // Courier delivers. It returns one outcome per recipient of the job, in their order, and does so soon after ctx ends.
@@ -142,6 +143,7 @@ type Queue struct {
 	own    context.Context // of what follows from them, which does not end; set by Run
 
 	complaints struct{ minute, n atomic.Int64 }
+	sent       trace.Place // the line of the log that each delivery makes
 }
 
 // New returns a queue. Messages can be put into it at once; Run loads what the store holds and delivers.

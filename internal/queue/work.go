@@ -356,7 +356,7 @@ func (a *attempt) report(span *trace.Span) {
 		}
 		switch o.Disposition {
 		case mail.Delivered:
-			span.Info(r.Target() + " sent")
+			span.Info(&q.sent, r.Target()+" sent")
 		case mail.Failed:
 			span.Errorf("%s failed permanently: %s", r.Target(), failureText(o))
 		default:

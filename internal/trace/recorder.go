@@ -23,7 +23,7 @@ type Config struct {
 	Log    bool  // errors go to the process log at level info, other events at level debug
 	// Line takes the lines for the process log that its level asks for, nil: log.Log. depth is as there: how many frames whoever
 	// annotated is above the caller of Line.
-	Line    func(level log.Level, depth int, line string)
+	Line    func(level log.Level, depth int, at *Place, line string)
 	Mirror  bool // spans of connections, messages, the queue and deliveries go to golang.org/x/net/trace
 	Mirrors int  // spans mirrored in a second at most, 0: DefaultMirrors. Failed and slow ones have as many again
 	Labels  bool // goroutines that work on a message or connection carry profiler labels "family" and "trace"

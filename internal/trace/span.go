@@ -78,7 +78,7 @@ func (s *Span) Printf(format string, a ...any) {
 // Print is Printf for a text that needs no formatting.
 func (s *Span) Print(text string) {
 	if s != nil && s.rec != nil {
-		s.print(Info, log.Debug, text)
+		s.print(Info, log.Debug, nil, text)
 	}
 }
 
@@ -92,14 +92,15 @@ func (s *Span) Debugf(format string, a ...any) {
 // Debug is Debugf for a text that needs no formatting.
 func (s *Span) Debug(text string) {
 	if s != nil && s.rec != nil {
-		s.print(Debug, log.Debug, text)
+		s.print(Debug, log.Debug, nil, text)
 	}
 }
 
-// Info adds an event that is always logged, and needs no formatting.
-func (s *Span) Info(text string) {
+// Info adds an event that is always logged, and needs no formatting: for lines that are logged for every message. The place keeps where in
+// the code that is; it may be nil.
+func (s *Span) Info(place *Place, text string) {
 	if s != nil && s.rec != nil {
-		s.print(Info, log.Info, text)
+		s.print(Info, log.Info, place, text)
 	}
 }
 
@@ -114,7 +115,7 @@ func (s *Span) Infof(format string, a ...any) {
 func (s *Span) Errorf(format string, a ...any) error {
 	err := fmt.Errorf(format, a...)
 	if s != nil && s.rec != nil {
-		s.event(Error, log.Info, 1, []byte(err.Error()))
+		s.event(Error, log.Info, 1, nil, []byte(err.Error()))
 	}
 	return err
 }
@@ -122,7 +123,7 @@ func (s *Span) Errorf(format string, a ...any) error {
 // Error records err as an error event, if it is not nil, and returns it. It is always logged.
 func (s *Span) Error(err error) error {
 	if err != nil && s != nil && s.rec != nil {
-		s.event(Error, log.Info, 1, []byte(err.Error()))
+		s.event(Error, log.Info, 1, nil, []byte(err.Error()))
 	}
 	return err
 }
@@ -147,7 +148,7 @@ func (s *Span) Event(name string, fields ...Field) {
 	for _, f := range fields {
 		b = f.append(b)
 	}
-	s.event(Debug, log.Debug, 1, b)
+	s.event(Debug, log.Debug, 1, nil, b)
 	*p = b
 	s.rec.putScratch(p)
 }
@@ -232,21 +233,22 @@ func (s *Span) link(l Link) {
 func (s *Span) printf(k Kind, level log.Level, format string, a []any) {
 	p := s.rec.getScratch()
 	b := fmt.Appendf((*p)[:0], format, a...)
-	s.event(k, level, 2, b)
+	s.event(k, level, 2, nil, b)
 	*p = b
 	s.rec.putScratch(p)
 }
 
-func (s *Span) print(k Kind, level log.Level, text string) {
+func (s *Span) print(k Kind, level log.Level, place *Place, text string) {
 	p := s.rec.getScratch()
 	b := append((*p)[:0], text...)
-	s.event(k, level, 2, b)
+	s.event(k, level, 2, place, b)
 	*p = b
 	s.rec.putScratch(p)
 }
 
-// event records an event everywhere it belongs. depth is the number of calls between it and whoever annotated.
-func (s *Span) event(k Kind, level log.Level, depth int, text []byte) {
+// event records an event everywhere it belongs. depth is the number of calls between it and whoever annotated, which is done at
+// the place, if that is not nil.
+func (s *Span) event(k Kind, level log.Level, depth int, place *Place, text []byte) {
 	at := time.Since(s.start)
 	s.mu.Lock()
 	if k == Error {
@@ -271,14 +273,14 @@ func (s *Span) event(k Kind, level log.Level, depth int, text []byte) {
 		return
 	}
 	if log.V(level) {
-		s.log(k, level, depth+1, text)
+		s.log(k, level, depth+1, place, text)
 	} else if f := s.rec.debug.Load(); f != nil {
 		(*f)(string(appendEscaped(s.appendPrefix(nil), text[:min(len(text), maxText)])))
 	}
 }
 
 // log writes an event to the process log, as "<family> <title>: <text>". Filters such as fail2ban's read these lines.
-func (s *Span) log(k Kind, level log.Level, depth int, text []byte) {
+func (s *Span) log(k Kind, level log.Level, depth int, place *Place, text []byte) {
 	var room [256]byte
 	b := s.appendPrefix(room[:0])
 	if k == Error {
@@ -286,7 +288,7 @@ func (s *Span) log(k Kind, level log.Level, depth int, text []byte) {
 	}
 	line := string(appendEscaped(b, text[:min(len(text), maxText)]))
 	if s.rec.cfg.Line != nil {
-		s.rec.cfg.Line(level, depth+1, line)
+		s.rec.cfg.Line(level, depth+1, place, line)
 		return
 	}
 	log.Log(level, depth+2, "%s", line)

@@ -256,7 +256,7 @@ func TestLOG3Lines(t *testing.T) {
 		spf.Event("event", Num("n", 1))
 		spf.Print("shown as it is: %d")
 		spf.Infof("%s sent", "x@example.org")
-		spf.Info("x@example.net sent")
+		spf.Info(nil, "x@example.net sent")
 	}
 	info := captureLog(t, log.Info, work)
 	re := regexp.MustCompile(`(?m)^(?:\S+ \S+ )?_ span_test.go:(\d+) +(.*)$`)
