@@ -226,26 +226,26 @@ func writeEach(dest writer, lines []byte) (err error) {
 
 // Observe appends the line of the event, if it has one.
 func (l *Log) Observe(e *timeline.Event) {
+	if !hasLine(e.Kind) {
+		return
+	}
 	l.mu.Lock()
 	if len(l.buf) > maxBuffered {
 		l.mu.Unlock()
 		l.onError()
 		return
 	}
-	before := len(l.buf)
 	if l.dest.timed {
 		l.buf = l.clock.Append(l.buf, e.At)
 	}
-	start := len(l.buf)
-	l.buf = appendLine(l.buf, e)
-	if len(l.buf) == start {
-		l.buf = l.buf[:before]
-		l.mu.Unlock()
-		return
-	}
-	l.buf = append(l.buf, '\n')
+	l.buf = append(appendLine(l.buf, e), '\n')
 	l.mu.Unlock()
 	l.poke()
+}
+
+// hasLine reports whether appendLine knows the kind. Most events of a message have none.
+func hasLine(k timeline.Kind) bool {
+	return k != timeline.Check && k != timeline.Expanded && k != timeline.Notice
 }
 
 // appendLine appends the text of the event; the layouts are those that log readers of existing installations parse.

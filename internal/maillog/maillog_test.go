@@ -50,6 +50,44 @@ func TestLOG6(t *testing.T) {
 	}
 }
 
+// TestHasLine checks that all kinds of events are told apart as appendLine does.
+func TestHasLine(t *testing.T) {
+	e := timeline.Event{Rcpt: &mail.Recipient{}, Outcome: &mail.Outcome{}}
+	for ; e.Kind.String() != "unknown"; e.Kind++ {
+		if has := len(appendLine(nil, &e)) > 0; has != hasLine(e.Kind) {
+			t.Errorf("%s has a line: %v", e.Kind, has)
+		}
+	}
+}
+
+// BenchmarkRelayed is the lines of a message that is relayed: three for seven events.
+func BenchmarkRelayed(b *testing.B) {
+	from, orig, to := address.MustParse("from@sender.test"), address.MustParse("u0@bench.test"), address.MustParse("u0@sink.test")
+	l, err := Open(Config{Path: filepath.Join(b.TempDir(), "log")})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	rcpt := &mail.Recipient{To: to, Orig: orig}
+	check := timeline.Event{Kind: timeline.Check, ID: "335qheph1c4zyvrm", From: from, Text: "dkim_verify: dkim=none"}
+	events := []timeline.Event{check, check, check,
+		{Kind: timeline.Queued, ID: check.ID, From: from, Client: "127.0.0.1:43236", Rcpts: []address.Address{orig}},
+		{Kind: timeline.Expanded, ID: check.ID, From: from, Rcpt: rcpt},
+		{Kind: timeline.Attempt, ID: check.ID, From: from, Rcpt: rcpt, Outcome: &mail.Outcome{Disposition: mail.Delivered}},
+		{Kind: timeline.Final, ID: check.ID, From: from}}
+	b.ReportAllocs()
+	for b.Loop() {
+		at := time.Now()
+		for i := range events {
+			events[i].At = at
+			l.Observe(&events[i])
+		}
+		l.mu.Lock()
+		l.buf = l.buf[:0]
+		l.mu.Unlock()
+	}
+}
+
 // TestFile checks that lines reach the file in order, stamped, and that Reopen moves to a new file.
 func TestFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "new", "mail.log")
