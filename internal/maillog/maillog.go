@@ -151,6 +151,8 @@ func (l *Log) Close() error {
 func (l *Log) run() {
 	defer close(l.ended)
 	var spare []byte
+	more := time.NewTimer(gather)
+	defer more.Stop()
 	for open := true; open; {
 		select {
 		case <-l.wake:
@@ -170,7 +172,11 @@ func (l *Log) run() {
 		}
 		if len(lines) > 0 {
 			l.write(dest, lines)
-			l.pause()
+			more.Reset(gather)
+			select { // lines come together, unless the log is being closed
+			case <-more.C:
+			case <-l.quit:
+			}
 		}
 		spare = lines
 	}
@@ -178,16 +184,6 @@ func (l *Log) run() {
 
 // gather is how long lines are gathered after a write before the next, so that a busy server does not make a system call for each.
 const gather = 2 * time.Millisecond
-
-// pause lets lines come together, unless the log is being closed.
-func (l *Log) pause() {
-	t := time.NewTimer(gather)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-l.quit:
-	}
-}
 
 func (l *Log) write(dest *Destination, lines []byte) {
 	if len(lines) == 0 {
