@@ -571,3 +571,37 @@ func TestStuck(t *testing.T) {
 	c2.nc.Close()
 	<-done
 }
+
+// lateListener has a last connection when it is closed.
+type lateListener struct {
+	*queueListener
+	last net.Conn
+}
+
+func (l *lateListener) Accept() (net.Conn, error) {
+	<-l.done
+	if c := l.last; c != nil {
+		time.Sleep(time.Second) // the sessions have been cut
+		l.last = nil
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+// A connection that is accepted while the server ends is cut as those before it.
+func TestLateConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		defer near.Close()
+		l := &lateListener{newQueueListener(), addressed{far, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 4321}}}
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		begin := time.Now()
+		go func() { New(Config{}).Serve(ctx, l, SMTP); close(ended) }()
+		cancel()
+		<-ended
+		if took := time.Since(begin); took > 2*time.Second {
+			t.Errorf("ended after %v", took)
+		}
+	})
+}
