@@ -78,7 +78,8 @@ type Resolver struct {
 	cfg     Config // but for what is in Settings
 	metrics *metrics
 	now     atomic.Pointer[state]
-	hooks   chan struct{} // a slot for each hook that may run at once
+	program *command.Program // the hook
+	hooks   chan struct{}    // a slot for each hook that may run at once
 
 	mu    sync.Mutex // held while loading
 	files []File
@@ -107,7 +108,7 @@ func New(cfg Config) *Resolver {
 	if cfg.MaxRecipients == 0 {
 		cfg.MaxRecipients = DefaultMaxRecipients
 	}
-	r := &Resolver{cfg: cfg, metrics: newMetrics(cfg.Metrics), hooks: make(chan struct{}, maxHooks)}
+	r := &Resolver{cfg: cfg, metrics: newMetrics(cfg.Metrics), program: command.NewProgram(cfg.Hook), hooks: make(chan struct{}, maxHooks)}
 	r.now.Store(newState(cfg.Settings, map[string]*table{}))
 	return r
 }

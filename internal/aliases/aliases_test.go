@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/mail"
 	"blitiri.com.ar/go/chasquid/internal/smtp"
+	"github.com/google/go-cmp/cmp"
 )
 
 // world is a Resolver with its surroundings: local domains are those with a file.
@@ -183,6 +185,73 @@ func TestResolve(t *testing.T) {
 		if got := exists(t, r, c.addr); got != c.exists {
 			t.Errorf("Exists(%s) = %s; want %s", c.addr, got, c.exists)
 		}
+		sameMeaning(t, r, c.addr)
+	}
+}
+
+// sameMeaning checks that Expand in a transaction says the same after Exists as without.
+func sameMeaning(t *testing.T, r *Resolver, addr string) {
+	t.Helper()
+	in := []mail.Recipient{{To: address.MustParse(addr), Params: smtp.Params{{Keyword: "NOTIFY", Value: "NEVER", HasValue: true}}}}
+	ctx := Pin(t.Context())
+	r.Exists(ctx, in[0].To)
+	for range 2 { // what is kept is not changed by who gets it
+		want, wantErr := r.Expand(t.Context(), in)
+		got, err := r.Expand(ctx, in)
+		if diff := cmp.Diff(want, got); diff != "" || fmt.Sprint(err) != fmt.Sprint(wantErr) {
+			t.Errorf("Expand(%s) after Exists: %v, want %v\n%s", addr, err, wantErr, diff)
+		}
+	}
+}
+
+// What a transaction found out at RCPT is not looked up again when the message is queued.
+func TestResolvedOnce(t *testing.T) {
+	w := &world{users: []string{"user@d.test"}, files: map[string]string{"d.test": "*: user"}}
+	r := w.resolver(t)
+	in := []mail.Recipient{{To: address.MustParse("user@d.test")}}
+	for _, c := range []struct {
+		name string
+		ctx  context.Context
+		want int
+	}{{"transaction", Pin(t.Context()), 1}, {"another", Pin(t.Context()), 1}, {"none", t.Context(), 2}} {
+		w.lookups = nil
+		r.Exists(c.ctx, in[0].To)
+		if l, err := r.Expand(c.ctx, in); render(l) != "user@d.test" || err != nil || len(w.lookups) != c.want {
+			t.Errorf("%s: %s, %v, %d look-ups; want %d", c.name, render(l), err, len(w.lookups), c.want)
+		}
+	}
+}
+
+// TestKeptBounds: a transaction keeps so much and no more, and finds the rest anew.
+func TestKeptBounds(t *testing.T) {
+	w := &world{users: []string{"user@d.test"}, files: map[string]string{"d.test": "*: user"}}
+	w.files["d.test"] += "\nwide: "
+	for i := range 300 {
+		w.files["d.test"] += fmt.Sprintf("w%d@far.test, ", i)
+	}
+	r := w.resolver(t)
+	ctx := Pin(t.Context())
+	var in []mail.Recipient
+	for i := range 2 * maxKept {
+		in = append(in, mail.Recipient{To: address.Address{Local: fmt.Sprintf("u%d", i), Domain: "d.test"}})
+	}
+	for _, rcpt := range in {
+		if ok, err := r.Exists(ctx, rcpt.To); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	if n := len(pinOf(ctx).kept); n != maxKept {
+		t.Errorf("%d addresses are kept", n)
+	}
+	if l, err := r.Expand(ctx, in); err != nil || render(l) != "user@d.test" {
+		t.Errorf("%s, %v", render(l), err)
+	}
+	ctx = Pin(t.Context())
+	for range 10 {
+		r.Exists(ctx, address.MustParse("wide@d.test"))
+	}
+	if n := pinOf(ctx).finals; n != 900 {
+		t.Errorf("%d final recipients are kept", n)
 	}
 }
 
@@ -557,14 +626,34 @@ func BenchmarkLocalUser(b *testing.B) {
 	w := &world{users: []string{"user@d.test"}, files: map[string]string{"d.test": "list: user"}, cfg: Config{Settings: Settings{SuffixSeparators: "+", DropCharacters: "."}}}
 	r := w.resolver(b)
 	r.cfg.User = func(context.Context, address.Address) (bool, error) { return true, nil }
-	ctx, rcpts := b.Context(), []mail.Recipient{{To: address.MustParse("user@d.test")}}
+	rcpts := []mail.Recipient{{To: address.MustParse("user@d.test")}}
 	b.ReportAllocs()
 	for b.Loop() {
+		ctx := Pin(b.Context())
 		if ok, err := r.Exists(ctx, rcpts[0].To); !ok || err != nil {
 			b.Fatal(ok, err)
 		}
 		if _, err := r.Expand(ctx, rcpts); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkForward is what a transaction for an alias that leads elsewhere costs: looked up at RCPT, expanded when it is queued, with a
+// hook that is not there.
+func BenchmarkForward(b *testing.B) {
+	w := &world{files: map[string]string{"d.test": "list: user@far.test"}, cfg: Config{Settings: Settings{SuffixSeparators: "+", DropCharacters: "."}}}
+	w.cfg.Hook = filepath.Join(b.TempDir(), "alias-resolve")
+	r := w.resolver(b)
+	rcpts := []mail.Recipient{{To: address.MustParse("list@d.test")}}
+	b.ReportAllocs()
+	for b.Loop() {
+		ctx := Pin(b.Context())
+		if ok, err := r.Exists(ctx, rcpts[0].To); !ok || err != nil {
+			b.Fatal(ok, err)
+		}
+		if l, err := r.Expand(ctx, rcpts); err != nil || l[0].To.Domain != "far.test" {
+			b.Fatal(l, err)
 		}
 	}
 }

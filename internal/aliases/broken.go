@@ -27,7 +27,7 @@ func (r *Resolver) Broken(ctx context.Context) (errs []error) {
 			if user == "*" {
 				continue
 			}
-			x := r.newResolution(ctx)
+			x := r.newResolution(ctx, pinOf(ctx))
 			x.hooked = false
 			if err := x.walk(address.Address{Local: user, Domain: domain}, nil); errors.Is(err, ErrRecursion) || errors.Is(err, ErrTooMany) {
 				errs = append(errs, &brokenError{fmt.Errorf("%q line %d: %w", t.path, t.entries[user].line, err)})

@@ -33,8 +33,10 @@ func (e *Error) Error() string { return "resolving " + e.Addr + ": " + e.Err.Err
 func (e *Error) Unwrap() []error { return []error{Reply(e.Err), e.Err} }
 
 // Expand replaces the recipients as they were accepted by the final ones, without duplicates. A final recipient inherits the parameters and
-// the times of the one it came from, and has it as Orig unless that one has an Orig already. An error is an *Error.
+// the times of the one it came from, and has it as Orig unless that one has an Orig already. What Exists found out for the same transaction
+// (see Pin) is not looked up again. An error is an *Error.
 func (r *Resolver) Expand(ctx context.Context, rcpts []mail.Recipient) ([]mail.Recipient, error) {
+	p := pinOf(ctx)
 	x := expansion{out: make([]mail.Recipient, 0, len(rcpts))}
 	for _, rcpt := range rcpts {
 		if rcpt.Orig.IsNull() {
@@ -44,9 +46,12 @@ func (r *Resolver) Expand(ctx context.Context, rcpts []mail.Recipient) ([]mail.R
 			x.add(rcpt)
 			continue
 		}
-		finals, err := r.Resolve(ctx, rcpt.To)
-		if err != nil {
-			return nil, &Error{Addr: rcpt.To.String(), Err: err}
+		finals, ok := p.meaning(rcpt.To, r.program.Exists())
+		if !ok {
+			var err error
+			if finals, err = r.Resolve(ctx, rcpt.To); err != nil {
+				return nil, &Error{Addr: rcpt.To.String(), Err: err}
+			}
 		}
 		for _, f := range finals {
 			f.Orig, f.Params, f.NotBefore, f.GiveUp = rcpt.Orig, rcpt.Params, rcpt.NotBefore, rcpt.GiveUp

@@ -17,7 +17,7 @@ type Step struct {
 
 // Explain resolves the address as Resolve does and says how it got there. The steps are there with an error, too: they lead to it.
 func (r *Resolver) Explain(ctx context.Context, addr address.Address) ([]Step, []mail.Recipient, error) {
-	x := r.newResolution(ctx)
+	x := r.newResolution(ctx, pinOf(ctx))
 	x.explain = true
 	err := x.walk(addr, nil)
 	for i := range x.out {

@@ -21,21 +21,18 @@ func (e *HookError) Error() string { return e.Err.Error() }
 // Unwrap returns the cause.
 func (e *HookError) Unwrap() error { return e.Err }
 
-func (r *Resolver) hookExists() bool {
-	return r.cfg.Hook != "" && command.Exists(r.cfg.Hook)
-}
-
-// hook asks the hook for aliases of addr, or the transaction's cache if it was asked before.
+// hook asks the hook for aliases of addr, unless the transaction asked before.
 func (x *resolution) hook(addr address.Address) ([]target, error) {
-	ans, ok := x.cache.get(addr)
+	ans, ok := x.pin.answer(addr)
 	if !ok {
 		ans = x.r.runHook(x, addr)
 		if x.ctx.Err() == nil {
-			x.cache.put(addr, ans)
+			x.pin.remember(addr, ans)
 		}
 	}
 	var he *HookError
 	if x.asking && errors.As(ans.err, &he) && !he.Local {
+		x.forgave = true
 		return nil, nil
 	}
 	return ans.targets, ans.err

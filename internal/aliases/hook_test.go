@@ -12,6 +12,7 @@ import (
 	"blitiri.com.ar/go/chasquid/internal/address"
 	"blitiri.com.ar/go/chasquid/internal/command"
 	"blitiri.com.ar/go/chasquid/internal/expvarom"
+	"blitiri.com.ar/go/chasquid/internal/mail"
 )
 
 // fakeHook answers by address and notes what it was asked.
@@ -146,6 +147,36 @@ func TestHookAskedOncePerTransaction(t *testing.T) {
 	}
 }
 
+// What Exists forgives a hook, Expand does not; and a hook that came since RCPT is asked.
+func TestHookAndExpand(t *testing.T) {
+	h, w, _ := hookWorld(t)
+	r := w.resolver(t)
+	for _, addr := range []string{"hooked@d.test", "both@d.test", "pipe@d.test", "any@e.test", "user2@d.test", "user@d.test", "signal@d.test"} {
+		sameMeaning(t, r, addr)
+	}
+	in := []mail.Recipient{{To: address.MustParse("user2@d.test")}}
+	ctx := Pin(t.Context())
+	if ok, err := r.Exists(ctx, in[0].To); !ok || err != nil {
+		t.Fatalf("%v, %v", ok, err)
+	}
+	if _, err := r.Expand(ctx, in); err == nil {
+		t.Error("the hook's failure was forgotten")
+	}
+
+	os.Remove(w.cfg.Hook)
+	in[0].To = address.MustParse("both@d.test")
+	ctx = Pin(t.Context())
+	r.Exists(ctx, in[0].To)
+	if err := os.WriteFile(w.cfg.Hook, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Millisecond)
+	h.take()
+	if l, err := r.Expand(ctx, in); render(l) != "x@remote.test, user@d.test" || err != nil || h.take() == "" {
+		t.Errorf("%s, %v", render(l), err)
+	}
+}
+
 func TestHookComesAndGoes(t *testing.T) { // CFG-23
 	h, w, reg := hookWorld(t)
 	r := w.resolver(t)
@@ -158,6 +189,7 @@ func TestHookComesAndGoes(t *testing.T) { // CFG-23
 	if err := os.WriteFile(w.cfg.Hook, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	time.Sleep(2 * time.Millisecond) // nobody is faster; see command.Program
 	if got := exists(t, r, "hooked@d.test"); got != "yes" {
 		t.Errorf("with the file: %s", got)
 	}

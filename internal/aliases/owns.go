@@ -13,7 +13,7 @@ func (r *Resolver) Owns(ctx context.Context, user, from address.Address) (bool, 
 	if user.Domain == "" && !r.elsewhere(from) {
 		user.Domain = from.Domain
 	}
-	rules := r.stateFor(ctx).rules
+	rules := r.stateFor(pinOf(ctx)).rules
 	own := user
 	var err error
 	if own.Local, _, err = rules.clean(user.Local); err != nil {

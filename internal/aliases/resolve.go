@@ -20,10 +20,12 @@ func (r *Resolver) Resolve(ctx context.Context, addr address.Address) ([]mail.Re
 	if r.elsewhere(addr) {
 		return []mail.Recipient{{To: addr, Orig: addr}}, nil
 	}
-	ctx, span := trace.Start(ctx, trace.Aliases, "resolve "+addr.String())
+	p := pinOf(ctx)
+	ctx, span := trace.Start(ctx, trace.Aliases, title("resolve ", addr))
 	defer span.Finish()
-	x := r.newResolution(ctx)
-	if err := x.walk(addr, nil); err != nil {
+	x := r.newResolution(ctx, p)
+	var room [2]address.Address
+	if err := x.walk(addr, room[:0]); err != nil {
 		return nil, span.Error(err)
 	}
 	for i := range x.out {
@@ -41,15 +43,26 @@ func (r *Resolver) Exists(ctx context.Context, addr address.Address) (bool, erro
 	if r.elsewhere(addr) {
 		return true, nil
 	}
-	ctx, span := trace.Start(ctx, trace.Aliases, "exists "+addr.String())
+	p := pinOf(ctx)
+	ctx, span := trace.Start(ctx, trace.Aliases, title("exists ", addr))
 	defer span.Finish()
-	x := r.newResolution(ctx)
+	x := r.newResolution(ctx, p)
 	x.asking = true
-	if err := x.walk(addr, nil); err != nil {
+	var room [2]address.Address
+	if err := x.walk(addr, room[:0]); err != nil {
 		return false, span.Error(err)
 	}
-	span.Debugf("%v", x.live)
+	if x.live && !x.forgave { // then Resolve would find the same
+		p.keep(meaning{addr, x.hooked, x.out})
+	}
+	span.Debugf("%v, %d recipients", x.live, len(x.out))
 	return x.live, nil
+}
+
+// title makes the title of a span in one piece.
+func title(what string, addr address.Address) string {
+	var room [96]byte
+	return string(addr.AppendTo(append(room[:0], what...)))
 }
 
 // elsewhere reports an address we are not responsible for. A bare local part is ours.
@@ -63,9 +76,10 @@ type resolution struct {
 	ctx    context.Context
 	state  *state
 	hooked bool // the hook exists
-	cache  *cache
+	pin    *pin
 
 	asking  bool // for Exists: hook failures are forgiven
+	forgave bool // one was
 	explain bool // for Explain: every step is noted, and every mailbox looked up
 	steps   []Step
 
@@ -82,8 +96,8 @@ type recipientKey struct {
 	text string
 }
 
-func (r *Resolver) newResolution(ctx context.Context) *resolution {
-	return &resolution{r: r, ctx: ctx, state: r.stateFor(ctx), hooked: r.hookExists(), cache: cacheOf(ctx)}
+func (r *Resolver) newResolution(ctx context.Context, p *pin) resolution {
+	return resolution{r: r, ctx: ctx, state: r.stateFor(p), hooked: r.program.Exists(), pin: p}
 }
 
 // walk adds the final recipients of addr; path is the aliases that lead to it.
@@ -181,7 +195,9 @@ func (x *resolution) end(addr address.Address, mailbox mail.Recipient, path []ad
 		return fmt.Errorf("looking up user %s: %w", mailbox.To, err)
 	}
 	if exists {
-		x.note(len(path)-1, addr, "is the mailbox "+mailbox.To.String())
+		if x.explain {
+			x.note(len(path)-1, addr, "is the mailbox "+mailbox.To.String())
+		}
 		x.live = true
 		return x.add(mailbox)
 	}
@@ -229,11 +245,11 @@ func (r *Resolver) standIn(domain string, path []address.Address) (address.Addre
 
 // add appends a recipient that is not there yet.
 func (x *resolution) add(rcpt mail.Recipient) error {
-	key := keyOf(rcpt)
 	if len(x.out) > 0 {
 		if x.keys == nil {
 			x.keys = map[recipientKey]struct{}{keyOf(x.out[0]): {}}
 		}
+		key := keyOf(rcpt)
 		if _, ok := x.keys[key]; ok {
 			return nil
 		}

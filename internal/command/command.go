@@ -4,6 +4,7 @@ package command
 import (
 	"context"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,8 +44,33 @@ type RunnerFunc func(ctx context.Context, s Spec) Result
 // Run calls f.
 func (f RunnerFunc) Run(ctx context.Context, s Spec) Result { return f(ctx, s) }
 
-// Exists reports whether there is something at path to run; true also if that cannot be found out, as running it tells why. It is what
-// a hook costs that is not there, for every message: one system call.
-func Exists(path string) bool {
-	return unix.Access(path, unix.F_OK) != unix.ENOENT
+// Program is a program that may come and go while the server runs: a hook. It is safe for concurrent use.
+type Program struct {
+	path   string
+	start  time.Time
+	absent atomic.Int64 // until when it counts as not there, since start
+}
+
+// lookEvery is how long a look that finds nothing is good for: many messages of a busy server, and less than anybody can notice who puts
+// a program in its place.
+const lookEvery = time.Millisecond
+
+// NewProgram returns the program at path; with an empty one it is never there.
+func NewProgram(path string) *Program { return &Program{path: path, start: time.Now()} }
+
+// Exists reports whether there is something to run; true also if that cannot be found out, as running it tells why. That it is there is
+// never remembered: what is gone is not run.
+func (p *Program) Exists() bool {
+	if p.path == "" {
+		return false
+	}
+	now := time.Since(p.start)
+	if int64(now) < p.absent.Load() {
+		return false
+	}
+	if unix.Access(p.path, unix.F_OK) != unix.ENOENT {
+		return true
+	}
+	p.absent.Store(int64(now + lookEvery))
+	return false
 }

@@ -30,7 +30,7 @@ const (
 
 // HookConfig is what a Hook needs. Path must be set.
 type HookConfig struct {
-	Path    string        // looked at for each message: without the file there is no hook
+	Path    string        // without the file there is no hook
 	Dir     string        // its working directory; empty: ours
 	Environ []string      // our environment, of which USER, PWD, SHELL and PATH are handed on
 	Timeout time.Duration // 0: DefaultHookTimeout
@@ -48,6 +48,7 @@ type HookConfig struct {
 // after those that add header fields themselves: the hook sees them.
 type Hook struct {
 	cfg     HookConfig
+	program *command.Program
 	base    []string // the environment that is the same for all messages
 	slots   chan struct{}
 	metrics *hookMetrics
@@ -64,7 +65,7 @@ func NewHook(cfg HookConfig) *Hook {
 	if cfg.Runner == nil {
 		cfg.Runner = command.Exec{}
 	}
-	h := &Hook{cfg: cfg, slots: make(chan struct{}, cfg.Max), metrics: newHookMetrics(cfg.Metrics)}
+	h := &Hook{cfg: cfg, program: command.NewProgram(cfg.Path), slots: make(chan struct{}, cfg.Max), metrics: newHookMetrics(cfg.Metrics)}
 	for _, k := range []string{"USER", "PWD", "SHELL", "PATH"} {
 		v := k + "="
 		for _, e := range cfg.Environ {
@@ -82,7 +83,7 @@ func (*Hook) Name() string { return "hook" }
 
 // Body runs the hook on the message.
 func (h *Hook) Body(ctx context.Context, t *Transaction, c Content) Verdict {
-	if !command.Exists(h.cfg.Path) {
+	if !h.program.Exists() {
 		h.metrics.count(hookSkip)
 		return Verdict{}
 	}
