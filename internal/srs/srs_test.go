@@ -241,3 +241,13 @@ func FuzzReverse(f *testing.F) {
 		us.Forward(a, "them.test", now)
 	})
 }
+
+func BenchmarkForward(b *testing.B) {
+	a := address.MustParse("joe.user@mail.example.com")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := us.Forward(a, "us.test", now); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
