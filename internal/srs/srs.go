@@ -45,11 +45,17 @@ var code = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(ba
 // It is safe for concurrent use.
 type Rewriter struct{ secrets []*secret }
 
-// secret makes hashes. What HMAC computes of the key alone is kept from one to the next.
-type secret struct{ macs sync.Pool }
+// secret makes hashes.
+type secret struct{ hashers sync.Pool }
+
+// hasher makes a hash at a time. What HMAC computes of the key alone is kept from one to the next, and so is the room for its input.
+type hasher struct {
+	mac  hash.Hash
+	room []byte
+}
 
 func newSecret(key []byte) *secret {
-	return &secret{sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}
+	return &secret{sync.Pool{New: func() any { return &hasher{hmac.New(sha256.New, key), make([]byte, 0, 256)} }}}
 }
 
 // New returns a rewriter. It needs at least one secret, of 16 random bytes or more; empty ones are ignored. Without any it returns nil,
@@ -81,7 +87,7 @@ func (r *Rewriter) Forward(sender address.Address, domain string, now time.Time)
 	switch kind, rest := split(s.Local); kind {
 	case "srs0": // ours is the second rewriting: remember the first forwarder, who can undo the rest
 		body := s.Domain + "=" + rest
-		local = "SRS1=" + r.secrets[0].hash("srs1", body) + "=" + body
+		local = r.srs1(body)
 	case "srs1": // the third or a later one: the first forwarder is named already
 		_, body, ok := strings.Cut(rest[1:], "=")
 		host, tail, ok2 := strings.Cut(body, "=")
@@ -89,7 +95,7 @@ func (r *Rewriter) Forward(sender address.Address, domain string, now time.Time)
 			local = r.srs0(s, now)
 			break
 		}
-		local = "SRS1=" + r.secrets[0].hash("srs1", body) + "=" + body
+		local = r.srs1(body)
 	default:
 		local = r.srs0(s, now)
 	}
@@ -100,8 +106,18 @@ func (r *Rewriter) Forward(sender address.Address, domain string, now time.Time)
 }
 
 func (r *Rewriter) srs0(s address.Address, now time.Time) string {
-	body := encodeDay(day(now)) + "=" + s.Domain + "=" + s.Local
-	return "SRS0=" + r.secrets[0].hash("srs0", body) + "=" + body
+	const head = "SRS0=......=" // the hash comes last
+	var room [128]byte
+	b := appendDay(append(room[:0], head...), day(now))
+	b = append(append(b, '='), s.Domain...)
+	b = append(append(b, '='), s.Local...)
+	sum := r.secrets[0].sum("srs0", b[len(head):])
+	copy(b[len("SRS0="):], sum[:])
+	return string(b)
+}
+
+func (r *Rewriter) srs1(body string) string {
+	return "SRS1=" + r.secrets[0].hash("srs1", body) + "=" + body
 }
 
 // Reverse returns the address that a rewritten one stands for. Its domain is of no interest: the caller has checked that it is local.
@@ -178,17 +194,38 @@ func split(local string) (kind, rest string) {
 	return "", ""
 }
 
-// hash is over the lower-case form: the case of a local part may change on the way.
 func (s *secret) hash(kind, body string) string {
-	m := s.macs.Get().(hash.Hash)
-	defer s.macs.Put(m)
-	m.Reset()
-	var room [128]byte
-	m.Write(append(append(room[:0], kind...), strings.ToLower(body)...))
-	sum := m.Sum(room[:0])
-	var text [8]byte
-	code.Encode(text[:], sum[:5])
-	return string(text[:hashLen])
+	sum := s.sum(kind, []byte(body))
+	return string(sum[:])
+}
+
+// sum makes a hash. It is over the lower-case form: the case of a local part may change on the way.
+func (s *secret) sum(kind string, body []byte) (text [hashLen]byte) {
+	h := s.hashers.Get().(*hasher)
+	defer s.hashers.Put(h)
+	h.mac.Reset()
+	h.room = appendLower(append(h.room[:0], kind...), body)
+	h.mac.Write(h.room)
+	sum := h.mac.Sum(h.room[:0])
+	var long [8]byte
+	code.Encode(long[:], sum[:5])
+	copy(text[:], long[:])
+	return text
+}
+
+// appendLower appends the lower-case form.
+func appendLower(b, text []byte) []byte {
+	start := len(b)
+	for _, c := range text {
+		if c >= 0x80 {
+			return append(b[:start], strings.ToLower(string(text))...)
+		}
+		if c >= 'A' && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		b = append(b, c)
+	}
+	return b
 }
 
 func (r *Rewriter) verify(hash, kind, body string) bool {
@@ -204,7 +241,7 @@ func day(t time.Time) int { return int(t.Unix()/86400) % days }
 
 const digits = "0123456789abcdefghijklmnopqrstuv"
 
-func encodeDay(d int) string { return string([]byte{digits[d>>5&31], digits[d&31]}) }
+func appendDay(b []byte, d int) []byte { return append(b, digits[d>>5&31], digits[d&31]) }
 
 func decodeDay(s string) (int, bool) {
 	if len(s) != 2 {
