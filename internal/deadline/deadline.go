@@ -10,17 +10,18 @@ import (
 // After is as context.WithTimeout, but the timer comes into being when somebody first waits for the end: work that finds everything it
 // needs in memory never does.
 func After(parent context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	c := &lazy{parent: parent, at: time.Now().Add(d)}
-	if at, ok := parent.Deadline(); ok && at.Before(c.at) {
-		c.at = at
-	}
-	return c, c.stop
+	c := newLazy(parent, d)
+	return c, c.stop // inlined, so that the caller has the function for nothing
+}
+
+func newLazy(parent context.Context, d time.Duration) *lazy {
+	return &lazy{parent: parent, at: time.Now().Add(d)}
 }
 
 // lazy is a context with a deadline that makes a real one of itself when it has to.
 type lazy struct {
 	parent context.Context
-	at     time.Time
+	at     time.Time // the parent may end earlier
 
 	mu     sync.Mutex
 	err    error           // the end, if it came before there was a real context
@@ -49,7 +50,12 @@ func (c *lazy) ended() error {
 }
 
 // Deadline implements context.Context.
-func (c *lazy) Deadline() (time.Time, bool) { return c.at, true }
+func (c *lazy) Deadline() (time.Time, bool) {
+	if at, ok := c.parent.Deadline(); ok && at.Before(c.at) {
+		return at, true
+	}
+	return c.at, true
+}
 
 // Done implements context.Context.
 func (c *lazy) Done() <-chan struct{} {
