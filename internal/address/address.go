@@ -154,15 +154,34 @@ func parseLocal(s string) (local, rest string, err error) {
 	if s[0] == '"' {
 		return parseQuoted(s)
 	}
-	i := 0
-	for i < len(s) && (isAtext(s[i]) || s[i] == '.') {
-		i++
-	}
-	local = s[:i]
-	if local == "" || local[0] == '.' || local[len(local)-1] == '.' || strings.Contains(local, "..") {
+	n := dotString(s)
+	if n == 0 {
 		return "", "", fmt.Errorf("%w: bad local part", ErrSyntax)
 	}
-	return local, s[i:], nil
+	return s[:n], s[n:], nil
+}
+
+// dotString returns the length of the atext and dots that s begins with, 0 if they make no Dot-string (RFC 5321 section 4.1.2).
+func dotString(s string) int {
+	dot := true // no dot may stand here
+	i := 0
+	for ; i < len(s); i++ {
+		if s[i] == '.' {
+			if dot {
+				return 0
+			}
+			dot = true
+			continue
+		}
+		if !isAtext(s[i]) {
+			break
+		}
+		dot = false
+	}
+	if dot {
+		return 0
+	}
+	return i
 }
 
 func parseQuoted(s string) (local, rest string, err error) {
@@ -205,11 +224,7 @@ func checkUnicode(s string) error {
 }
 
 func quoteLocal(l string) string {
-	plain := l != "" && l[0] != '.' && l[len(l)-1] != '.' && !strings.Contains(l, "..")
-	for i := 0; plain && i < len(l); i++ {
-		plain = isAtext(l[i]) || l[i] == '.'
-	}
-	if plain {
+	if l != "" && dotString(l) == len(l) {
 		return l
 	}
 	var b strings.Builder
@@ -251,9 +266,14 @@ func NormalizeDomain(d string) (string, error) {
 	if strings.HasPrefix(d, "[") {
 		return normalizeLiteral(d)
 	}
+	if simple, aLabel := simpleDomain(d); simple && !aLabel {
+		return d, nil
+	}
 	lower := strings.ToLower(d)
-	if !hasALabel(lower) && simpleDomain(lower) {
-		return lower, nil
+	if lower != d {
+		if simple, aLabel := simpleDomain(lower); simple && !aLabel {
+			return lower, nil
+		}
 	}
 	if len(d) > 4*MaxDomain { // a U-label never takes more than four bytes a character
 		return "", fmt.Errorf("%w: too long", ErrDomain)
@@ -293,40 +313,73 @@ func graphic(d string) bool {
 
 // DomainToASCII returns the A-label form of a domain in Unicode form; literals are returned as they are.
 func DomainToASCII(d string) (string, error) {
-	if strings.HasPrefix(d, "[") || simpleDomain(d) {
+	if strings.HasPrefix(d, "[") {
+		return d, nil
+	}
+	if simple, _ := simpleDomain(d); simple {
 		return d, nil
 	}
 	a, err := idna.ToASCII(d)
 	if err != nil {
 		return "", fmt.Errorf("%w: %v", ErrDomain, err)
 	}
-	if !simpleDomain(strings.ToLower(a)) {
+	if simple, _ := simpleDomain(strings.ToLower(a)); !simple {
 		return "", ErrDomain
 	}
 	return a, nil
 }
 
-// simpleDomain reports a lower-case LDH host name that no normalisation changes. Underscores are tolerated, as DNS uses them.
-func simpleDomain(d string) bool {
-	if d == "" || len(d) > 253 {
-		return false
+// ASCIIDomain is NormalizeDomain for a host name that is wanted in A-label form: it refuses address literals.
+func ASCIIDomain(d string) (string, error) {
+	if simple, aLabel := simpleDomain(d); simple && !aLabel {
+		return d, nil
+	}
+	if strings.HasPrefix(d, "[") {
+		return "", fmt.Errorf("%w: an address literal", ErrDomain)
+	}
+	u, err := NormalizeDomain(d)
+	if err != nil {
+		return "", err
+	}
+	return DomainToASCII(u)
+}
+
+// simpleDomain reports a lower-case LDH host name that no normalisation to A-labels changes, and whether it has an A-label. Underscores
+// are tolerated, as DNS uses them.
+func simpleDomain(d string) (simple, aLabel bool) {
+	if len(d) > 253 {
+		return false, false
 	}
 	start := 0
 	for i := 0; i <= len(d); i++ {
-		if i == len(d) || d[i] == '.' {
-			label := d[start:i]
-			if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' || strings.HasPrefix(label, "xn--") && !validPunycode(label) {
-				return false
-			}
-			start = i + 1
+		if i < len(d) && hostByte[d[i]] {
 			continue
 		}
-		if c := d[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
-			return false
+		if i < len(d) && d[i] != '.' {
+			return false, false
 		}
+		label := d[start:i]
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false, false
+		}
+		if label[0] == 'x' && strings.HasPrefix(label, "xn--") {
+			if !validPunycode(label) {
+				return false, false
+			}
+			aLabel = true
+		}
+		start = i + 1
 	}
-	return true
+	return true, aLabel
 }
+
+// hostByte is what labels of host names are made of.
+var hostByte = func() (t [256]bool) {
+	for c := range t {
+		t[c] = c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_'
+	}
+	return t
+}()
 
 // validPunycode reports an A-label that decodes.
 func validPunycode(label string) bool {

@@ -138,6 +138,15 @@ func TestASCIIDomain(t *testing.T) {
 	if a, err := (Address{"a", strings.Repeat("ñ", 64)}).WithASCIIDomain(); err == nil || a != (Address{}) {
 		t.Errorf("over-long label: got %v, %v", a, err)
 	}
+	for in, want := range map[string]string{
+		"mail.example.org": "mail.example.org", "MAIL.Example.ORG": "mail.example.org", "Ñandú.test": "xn--and-6ma2c.test",
+		"XN--and-6ma2c.test": "xn--and-6ma2c.test", "_dmarc.x": "_dmarc.x",
+		"": "", "[192.0.2.1]": "", "a..b": "", "a.": "", "-a.b": "", "a b": "", "xn--a": "",
+	} {
+		if got, err := ASCIIDomain(in); got != want || (err == nil) != (want != "") {
+			t.Errorf("ASCIIDomain(%q) = %q, %v; want %q", in, got, err, want)
+		}
+	}
 }
 
 // The profile lower-cases, maps widths and composes; it refuses spaces, symbols and compatibility characters (SMTP-66).

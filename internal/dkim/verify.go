@@ -267,15 +267,7 @@ func (s *signature) parseTimes(now time.Time) *failure {
 
 // normalDomain returns a domain or selector as it is looked up, "" if it is none (RFC 8616 section 5: U-labels are allowed).
 func normalDomain(d string) string {
-	d = lowerDomain(d)
-	if strings.HasPrefix(d, "[") {
-		return ""
-	}
-	u, err := address.NormalizeDomain(d)
-	if err != nil {
-		return ""
-	}
-	a, err := address.DomainToASCII(u)
+	a, err := address.ASCIIDomain(lowerDomain(d))
 	if err != nil {
 		return ""
 	}

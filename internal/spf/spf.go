@@ -113,14 +113,7 @@ func macroHelo(helo string) string {
 
 // domain returns the A-label form of a name, "" if it is no domain name.
 func domain(d string) string {
-	if d == "" || d[0] == '[' {
-		return ""
-	}
-	u, err := address.NormalizeDomain(d)
-	if err != nil {
-		return ""
-	}
-	a, err := address.DomainToASCII(u)
+	a, err := address.ASCIIDomain(d)
 	if err != nil {
 		return ""
 	}

@@ -105,15 +105,7 @@ func pattern(s string) (name string, wildcard, ok bool) {
 
 // hostname returns a host name as it is compared: A-labels, lower case, no trailing dot.
 func hostname(s string) (string, bool) {
-	s = strings.TrimSuffix(s, ".")
-	if strings.HasPrefix(s, "[") {
-		return "", false
-	}
-	u, err := address.NormalizeDomain(s)
-	if err != nil {
-		return "", false
-	}
-	a, err := address.DomainToASCII(u)
+	a, err := address.ASCIIDomain(strings.TrimSuffix(s, "."))
 	return a, err == nil
 }
 
