@@ -40,32 +40,29 @@ const maxAuthors = 5
 // Authors returns the domains (A-labels) that a reader of the message may take for its author's. An error says that there is doubt:
 // then the list has every domain that could be meant, perhaps none (RFC 9989 section 5.3.1).
 func Authors(h *message.Header) ([]string, error) {
-	var fields []message.Field
-	for _, f := range h.Fields() {
-		if f.Is("From") || f.Name() == "" && looksLikeFrom(f.Raw()) {
-			fields = append(fields, f)
-		}
-	}
-	if len(fields) == 0 {
-		return nil, &AuthorError{0, ErrNoFrom}
-	}
 	var domains []string
 	var problem error
-	for _, f := range fields {
-		l, err := fieldDomains(f)
-		for _, d := range l {
-			if !slices.Contains(domains, d) {
-				domains = append(domains, d)
-			}
+	n, line, second := 0, 0, 0 // From fields, and the lines of the first two
+	for _, f := range h.Fields() {
+		if !f.Is("From") && (f.Name() != "" || !looksLikeFrom(f.Raw())) {
+			continue
 		}
-		if err != nil && problem == nil {
+		switch n++; n {
+		case 1:
+			line = f.Line()
+		case 2:
+			second = f.Line()
+		}
+		var err error
+		if domains, err = addDomains(domains, f); err != nil && problem == nil {
 			problem = &AuthorError{f.Line(), err}
 		}
 	}
-	line := fields[0].Line()
 	switch {
-	case len(fields) > 1:
-		problem = &AuthorError{fields[1].Line(), ErrManyFrom}
+	case n == 0:
+		return nil, &AuthorError{0, ErrNoFrom}
+	case n > 1:
+		problem = &AuthorError{second, ErrManyFrom}
 	case len(domains) > maxAuthors:
 		problem = &AuthorError{line, errTooManyNames}
 	case problem == nil && len(domains) > 1:
@@ -91,15 +88,31 @@ func looksLikeFrom(raw []byte) bool {
 	return false
 }
 
-// fieldDomains returns the domains of one From field.
+// addDomains adds the domains of one From field to those that are there.
+func addDomains(l []string, f message.Field) ([]string, error) {
+	if d, ok := message.SimpleDomain(f.Body()); ok && f.Name() != "" {
+		if d, ok := normalize(string(d)); ok {
+			return addNew(l, d), nil
+		}
+	}
+	more, err := fieldDomains(f)
+	for _, d := range more {
+		l = addNew(l, d)
+	}
+	return l, err
+}
+
+func addNew(l []string, d string) []string {
+	if slices.Contains(l, d) {
+		return l
+	}
+	return append(l, d)
+}
+
+// fieldDomains returns the domains of one From field, in whatever form it is.
 func fieldDomains(f message.Field) ([]string, error) {
 	if f.Name() == "" {
 		return looseDomains(f.Value()), ErrMalformed
-	}
-	if d, ok := message.SimpleDomain(f.Body()); ok {
-		if d, ok := normalize(string(d)); ok {
-			return []string{d}, nil
-		}
 	}
 	boxes, err := message.ParseMailboxes(f.Value())
 	if err != nil {
@@ -142,14 +155,6 @@ func looseDomains(v string) (l []string) {
 
 // normalize returns the A-label form of a domain.
 func normalize(d string) (string, bool) {
-	d = strings.TrimSuffix(d, ".")
-	if strings.HasPrefix(d, "[") {
-		return "", false
-	}
-	u, err := address.NormalizeDomain(d)
-	if err != nil {
-		return "", false
-	}
-	a, err := address.DomainToASCII(u)
+	a, err := address.ASCIIDomain(strings.TrimSuffix(d, "."))
 	return a, err == nil
 }

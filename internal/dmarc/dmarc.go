@@ -77,8 +77,12 @@ func (c *Checker) Check(ctx context.Context, in Input) Result {
 	}
 	span.Set("result", r.Value)
 	span.Set("domain", r.Domain)
-	span.Set("policy", string(r.Policy))
-	span.Set("reason", r.Reason)
+	if r.Policy != "" {
+		span.Set("policy", string(r.Policy))
+	}
+	if r.Reason != "" {
+		span.Set("reason", r.Reason)
+	}
 	return r
 }
 
@@ -127,7 +131,7 @@ func severity(r Result) int {
 // evaluate is the evaluation for one author domain (RFC 9989 section 5.3).
 func (c *Checker) evaluate(ctx context.Context, domain string, in Input) Result {
 	r := Result{Value: None, Domain: domain, Reason: "no policy published"}
-	w := &walker{ctx: ctx, resolver: c.resolver}
+	w := walker{ctx: ctx, resolver: c.resolver}
 	defer w.stop()
 	rec, at, err := w.policy(domain)
 	if err != nil {
@@ -162,11 +166,12 @@ func (c *Checker) evaluate(ctx context.Context, domain string, in Input) Result 
 type walker struct {
 	ctx      context.Context
 	resolver dns.Resolver
-	seen     []answer
-	buf      [2]answer
+	first    answer // one look-up, bounded by the resolver, is nearly always enough
+	more     []answer
 	cancel   context.CancelFunc // set once the time of more than one look-up is bounded
 }
 
+// answer is what was found at a domain. It is not changed once it is there.
 type answer struct {
 	domain string
 	rec    Record
@@ -182,17 +187,30 @@ func (w *walker) stop() {
 
 // record returns the policy record at a domain. Of several records none counts (RFC 9989 section 4.10).
 func (w *walker) record(domain string) (*Record, error) {
-	for i := range w.seen {
-		if a := &w.seen[i]; a.domain == domain {
+	if w.first.domain == domain {
+		return w.first.result()
+	}
+	for i := range w.more {
+		if a := &w.more[i]; a.domain == domain {
 			return a.result()
 		}
 	}
-	if w.seen == nil {
-		w.seen = w.buf[:0] // one look-up, bounded by the resolver, is nearly always enough
-	} else if w.cancel == nil {
+	if w.first.domain == "" {
+		w.look(&w.first, domain)
+		return w.first.result()
+	}
+	if w.cancel == nil {
 		w.ctx, w.cancel = deadline.After(w.ctx, dnsBudget)
 	}
-	a := answer{domain: domain}
+	w.more = append(w.more, answer{})
+	a := &w.more[len(w.more)-1]
+	w.look(a, domain)
+	return a.result()
+}
+
+// look asks for the record at a domain.
+func (w *walker) look(a *answer, domain string) {
+	a.domain = domain
 	txt, _, err := w.resolver.TXT(w.ctx, dns.ForDMARC, "_dmarc."+domain)
 	if err != nil && !errors.Is(err, dns.ErrNotFound) {
 		a.err = err
@@ -205,16 +223,13 @@ func (w *walker) record(domain string) (*Record, error) {
 		}
 	}
 	a.found = n == 1
-	w.seen = append(w.seen, a)
-	return a.result()
 }
 
 func (a *answer) result() (*Record, error) {
 	if !a.found {
 		return nil, a.err
 	}
-	rec := a.rec
-	return &rec, a.err
+	return &a.rec, a.err
 }
 
 // policy finds the record that applies to an author domain (RFC 9989 section 4.10.1) and the domain it stands at.

@@ -95,13 +95,15 @@ type tagSet struct {
 
 func (t *tagSet) set(name, value string) {
 	for i, n := range tagNames {
-		if !t.has[i] && strings.EqualFold(name, n) {
+		if len(name) == len(n) && !t.has[i] && strings.EqualFold(name, n) {
 			t.value[i], t.has[i] = value, true
 		}
 	}
 }
 
-func (t *tagSet) is(tag int, value string) bool { return strings.EqualFold(t.value[tag], value) }
+func (t *tagSet) is(tag int, value string) bool {
+	return len(t.value[tag]) == len(value) && strings.EqualFold(t.value[tag], value)
+}
 
 // policy returns the policy of a tag, def without the tag; ok is false if it is none.
 func (t *tagSet) policy(tag int, def Policy) (p Policy, ok bool) {
