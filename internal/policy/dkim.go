@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 
 	"blitiri.com.ar/go/chasquid/internal/dkim"
 	"blitiri.com.ar/go/chasquid/internal/message"
@@ -32,7 +33,8 @@ func (c *DKIMVerify) Body(ctx context.Context, t *Transaction, content Content) 
 	if err != nil {
 		return refuseHeader(err)
 	}
-	t.Results.AuthRes = append(t.Results.AuthRes, v.AuthRes()...)
+	res := v.AuthRes()
+	t.Results.AuthRes = append(slices.Grow(t.Results.AuthRes, len(res)+1), res...) // DMARC has one more
 	if v.Found == 0 {
 		return Verdict{Note: "dkim=none"}
 	}

@@ -39,8 +39,9 @@ func (c *DMARC) Body(ctx context.Context, t *Transaction, content Content) Verdi
 	}
 	r := c.checker.Check(ctx, in)
 	t.Results.DMARC = r.Value
-	t.Results.AuthRes = append(t.Results.AuthRes, dmarcText(r))
-	v := Verdict{Note: "dmarc=" + r.Value}
+	note := dmarcNote(r.Value)
+	t.Results.AuthRes = append(t.Results.AuthRes, dmarcText(note, r))
+	v := Verdict{Note: note}
 	if !c.enforce {
 		return v
 	}
@@ -65,9 +66,22 @@ func authorText(e *dmarc.AuthorError) string {
 	return fmt.Sprintf("The From field in line %d of the message names no valid address", e.Line)
 }
 
-// dmarcText is the result for Authentication-Results (RFC 8601 section 2.7.2, RFC 9989 section 9.1).
-func dmarcText(r dmarc.Result) string {
-	text := "dmarc=" + r.Value
+// dmarcNote is the result in a word.
+func dmarcNote(value string) string {
+	switch value { // what most mail has, without making a string
+	case dmarc.Pass:
+		return "dmarc=" + dmarc.Pass
+	case dmarc.None:
+		return "dmarc=" + dmarc.None
+	case dmarc.Fail:
+		return "dmarc=" + dmarc.Fail
+	}
+	return "dmarc=" + value
+}
+
+// dmarcText is the result for Authentication-Results (RFC 8601 section 2.7.2, RFC 9989 section 9.1), which begins with the note.
+func dmarcText(note string, r dmarc.Result) string {
+	text := note
 	switch {
 	case r.Value == dmarc.Fail && r.Policy != "":
 		text += " (p=" + string(r.Policy) + ")"

@@ -33,8 +33,8 @@ type Verdict struct {
 	Reason string      // why, in words for the log: never sent to the client
 	Label  string      // a constant for the rejection metric: "spf_fail", "unknown_user", …
 	Note   string      // "spf=pass", for the timeline
-	Header []byte      // header lines (CRLF) to put on top, above Received, in the order of the checks
-	Below  []byte      // header lines (CRLF) to put between Received and the message: its signatures
+	Header []byte      // header lines (CRLF) to put on top, above Received, in the order of the checks; not to be changed
+	Below  []byte      // header lines (CRLF) to put between Received and the message: its signatures; not to be changed
 }
 
 // Transaction is what checks share about one message. Checks put their results here for later ones and for headers.
