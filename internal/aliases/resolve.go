@@ -141,11 +141,7 @@ func (x *resolution) walk(addr address.Address, path []address.Address) error {
 
 // aliasesOf looks up the address with its suffix, then without. mailbox is the recipient if there is no alias.
 func (x *resolution) aliasesOf(addr address.Address, path []address.Address) (ts []target, mailbox mail.Recipient, err error) {
-	exact, err := x.state.rules.exact(addr.Local)
-	if err != nil {
-		return nil, mailbox, err
-	}
-	clean, detail, err := x.state.rules.clean(addr.Local)
+	exact, clean, detail, err := x.state.rules.both(addr.Local)
 	if err != nil {
 		return nil, mailbox, err
 	}

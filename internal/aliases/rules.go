@@ -27,6 +27,18 @@ func (r rules) clean(user string) (name, detail string, err error) {
 	return name, detail, err
 }
 
+// both is exact and clean in one; without a suffix they are the same.
+func (r rules) both(user string) (exact, clean, detail string, err error) {
+	if exact, err = r.exact(user); err != nil {
+		return "", "", "", err
+	}
+	if _, suffix := r.cut(user); suffix == "" {
+		return exact, exact, "", nil
+	}
+	clean, detail, err = r.clean(user)
+	return exact, clean, detail, err
+}
+
 // cut splits the user name before its first separator. A name that starts with a separator, or has nothing before it but drop
 // characters, has no suffix: there would be no user left.
 func (r rules) cut(user string) (name, suffix string) {
