@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"testing"
 	"time"
 
@@ -47,6 +48,64 @@ func message(ctx context.Context, i int) {
 		del.Error(errors.New("remote said 451"))
 	}
 	del.Finish()
+}
+
+// exchange does what a server does for one message that comes by a connection of its own and is relayed: ten spans, 40 events.
+func exchange(ctx context.Context) {
+	root := ctx
+	span := func(ctx context.Context, f Family, title string, events int) {
+		_, s := Start(ctx, f, title)
+		for range events {
+			s.Event("lookup", Str("name", "example.org"), Str("type", "TXT"))
+		}
+		s.Set("result", "pass")
+		s.Finish()
+	}
+	cctx, conn := Start(ctx, SMTPConn, "192.0.2.1:12345")
+	conn.Event("EHLO", Str("name", "client.example.org"))
+	id := NewID()
+	tctx, tx := StartMessage(cctx, SMTPTransaction, "192.0.2.1:12345", id)
+	tx.Event("MAIL", Str("from", "someone@example.org"), Num("size", 12345))
+	span(tctx, CheckSPF, "example.org", 5)
+	span(tctx, Aliases, "exists other@example.net", 1)
+	tx.Event("RCPT", Str("to", "other@example.net"))
+	span(tctx, CheckDKIM, "verify", 2)
+	span(tctx, CheckDMARC, "evaluate", 3)
+	span(tctx, Aliases, "resolve other@example.net", 2)
+	span(tctx, QueuePut, "x20260102", 2)
+	tx.Printf("queued as %s", "x20260102")
+	tx.Finish()
+	conn.Printf("QUIT")
+	conn.Finish()
+	qctx, item := StartMessage(root, QueueItem, "x20260102", id)
+	item.Printf("attempt %d", 1)
+	span(qctx, DeliveryRemote, "other@example.net", 12)
+	item.Printf("done")
+	item.Finish()
+}
+
+// BenchmarkExchange does so with a store that is full, as that of a busy server is, and with the settings of the server.
+func BenchmarkExchange(b *testing.B) {
+	old := log.Default
+	log.Default = log.New(discard{io.Discard})
+	defer func() { log.Default = old }()
+	r := New(Config{Metrics: expvarom.New(), Log: true, Labels: true, Mirror: true})
+	ctx := WithRecorder(context.Background(), r)
+	for range 20_000 {
+		exchange(ctx)
+	}
+	if r.Size() < DefaultBudget*9/10 {
+		b.Fatalf("the store is not full: %d bytes", r.Size())
+	}
+	runtime.GC()
+	b.ReportAllocs()
+	for b.Loop() {
+		exchange(ctx)
+	}
+	b.StopTimer()
+	start := time.Now()
+	runtime.GC()
+	b.ReportMetric(float64(time.Since(start).Microseconds()), "µs/GC")
 }
 
 type discard struct{ io.Writer }
