@@ -50,17 +50,20 @@ func (k *Kind) UnmarshalText(b []byte) error {
 // (a byte), the length of its text (uvarint) and the text. The first events stay in head; tail is a queue of the latest.
 type buffer struct {
 	head, tail, meta []byte
+	links            []Link
 	nhead, ntail     int
 	start            int // where tail begins
 	dropped          int
 }
 
 func (b *buffer) reset() {
-	*b = buffer{head: b.head[:0], tail: b.tail[:0], meta: b.meta[:0]}
+	*b = buffer{head: b.head[:0], tail: b.tail[:0], meta: b.meta[:0], links: b.links[:0]}
 }
 
 // cap is the memory the buffer holds.
-func (b *buffer) cap() int { return cap(b.head) + cap(b.tail) + cap(b.meta) }
+func (b *buffer) cap() int {
+	return cap(b.head) + cap(b.tail) + cap(b.meta) + cap(b.links)*linkBytes
+}
 
 // size is the number of bytes of its annotations.
 func (b *buffer) size() int { return len(b.meta) + len(b.head) + len(b.tail) - b.start }

@@ -25,18 +25,19 @@ const (
 	mirrorActive   = 20          // active spans of a family that the page shows
 )
 
-// mirror is the twin of a span in golang.org/x/net/trace. The zero value is none.
+// mirror is the twin of a span in golang.org/x/net/trace. Nil is none.
 type mirror struct {
 	tr xtrace.Trace
 	n  int
 }
 
-func (m *mirror) on() bool { return m.tr != nil }
+func (m *mirror) on() bool { return m != nil }
 
-// begin makes the twin.
-func (m *mirror) begin(s *Span) {
-	m.tr = xtrace.New(s.family.String(), s.title+" "+s.id.Short())
+// newMirror makes the twin of a span.
+func newMirror(s *Span) *mirror {
+	m := &mirror{tr: xtrace.New(s.family.String(), s.title+" "+s.id.Short())}
 	m.tr.SetMaxEvents(mirrorMax)
+	return m
 }
 
 // add adds an event, unless there are too many. Two are left for finish, and one that is never used.
@@ -62,9 +63,10 @@ func (m *mirror) finish(id ID, failed bool) {
 	m.tr.Finish()
 }
 
-// join makes the twin of a span that has been active for a while. It is called with the span's lock held.
-func (m *mirror) join(s *Span) {
-	m.begin(s)
+// joinMirror makes the twin of a span that has been active for a while. It is called with the span's lock held.
+func (s *Span) joinMirror() {
+	m := newMirror(s)
+	s.mirror = m
 	m.add(Info, "(joins "+time.Since(s.start).Round(time.Microsecond).String()+" after its start)")
 	events := s.buf.notes().events(s.start)
 	for _, e := range events[:min(len(events), mirrorReplay)] {
@@ -78,7 +80,7 @@ func (s *Span) mirrorEvent(k Kind, at time.Duration, text []byte) {
 	case s.mirror.on():
 		s.mirror.add(k, printable(text))
 	case s.rec.cfg.Mirror && s.family.mirrored() && (k == Error || at >= mirrorSlow) && s.rec.mirrors.urgent(s.start.Add(at)):
-		s.mirror.join(s)
+		s.joinMirror()
 	}
 }
 
@@ -123,8 +125,8 @@ func (r *Recorder) mirrorAll() {
 	r.mu.Unlock()
 	for _, s := range spans {
 		s.mu.Lock()
-		if s.buf != nil && !s.mirror.on() {
-			s.mirror.join(s)
+		if !s.done && !s.mirror.on() {
+			s.joinMirror()
 		}
 		s.mu.Unlock()
 	}

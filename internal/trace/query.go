@@ -82,38 +82,11 @@ type FamilyStats struct {
 	Examples [NumBuckets]int    `json:"examples"` // examples by range of durations
 }
 
-// spanData returns a copy of the span.
-func (r *Recorder) spanData(s *Span) SpanData {
-	s.mu.Lock()
-	d := SpanData{Trace: s.id, ID: s.sid, Parent: s.parent, Family: s.family, Title: s.title, Start: s.start, Duration: s.dur,
-		Failed: s.failed, Links: slices.Clone(s.links), Generation: r.cfg.Generation}
-	n := s.notes
-	if s.buf != nil {
-		n = s.buf.notes()
-		d.Active = true
-		d.Duration = time.Since(s.start)
-	}
-	s.mu.Unlock()
-	if s.imported != 0 {
-		d.Generation = s.imported
-	}
-	d.Attrs, d.Events = n.attrs(), n.events(s.start)
-	return d
-}
-
-func (r *Recorder) spansData(spans []*Span) []SpanData {
-	ds := make([]SpanData, len(spans))
-	for i, s := range spans {
-		ds[i] = r.spanData(s)
-	}
-	return ds
-}
-
 // Size is the memory of the store in bytes, never more than the budget but for an excess of active spans.
 func (r *Recorder) Size() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.size + r.rows.size() + r.active.Load()
+	return r.size + r.spares.size + r.rows.size() + r.active.Load()
 }
 
 func (r *Recorder) activeCounts() (n [numFamilies]int) {
@@ -144,14 +117,14 @@ func (r *Recorder) Families() []FamilyStats {
 
 // live returns the entries that still lead somewhere, latest first.
 func (g *ring) live() []entry {
-	return slices.DeleteFunc(g.list(), func(e entry) bool { return e.void() || e.span() == nil })
+	return slices.DeleteFunc(g.list(), func(e entry) bool { return e.void() || e.record() == nil })
 }
 
-// span returns the span of an entry, nil if there is no room for it any more.
-func (e entry) span() *Span {
-	for _, s := range e.st.spans {
-		if s.sid == e.sid {
-			return s
+// record returns the record of an entry's span, nil if there is no room for it any more.
+func (e entry) record() record {
+	for rec := range records(e.st.data) {
+		if rec.is(e.sid) {
+			return rec
 		}
 	}
 	return nil
@@ -178,12 +151,12 @@ func (r *Recorder) Sample() []SpanData { return r.examples(&r.sample) }
 
 func (r *Recorder) examples(g *ring) []SpanData {
 	r.mu.Lock()
-	var spans []*Span
+	var spans []snapshot
 	for _, e := range g.live() {
-		spans = append(spans, e.span())
+		spans = append(spans, snapshot{e.st.id, bytes.Clone(e.record())})
 	}
 	r.mu.Unlock()
-	return r.spansData(spans)
+	return r.decode(spans)
 }
 
 // Active returns the active spans of the families, all if none is given, the oldest first, at most max.
@@ -191,18 +164,22 @@ func (r *Recorder) Active(max int, families ...Family) []SpanData {
 	if len(families) == 0 {
 		families = Families()
 	}
-	var spans []*Span
+	var active []*Span
 	r.mu.Lock()
 	for _, f := range families {
 		n := 0
 		for s := r.fams[f%numFamilies].oldest; s != nil && n < max; s = s.next {
-			spans = append(spans, s)
+			active = append(active, s)
 			n++
 		}
 	}
+	slices.SortFunc(active, func(a, b *Span) int { return cmp.Compare(a.seq, b.seq) })
+	var spans []snapshot
+	for _, s := range active[:min(len(active), max)] {
+		spans = append(spans, s.snapshot())
+	}
 	r.mu.Unlock()
-	slices.SortFunc(spans, byStart)
-	return r.spansData(spans[:min(len(spans), max)])
+	return r.decode(spans)
 }
 
 // Kept says whether the trace is kept for a while.
@@ -225,24 +202,24 @@ func (r *Recorder) Trace(id ID) (Trace, bool) {
 		return Trace{}, false
 	}
 	t := Trace{ID: id, Dropped: st.dropped, Kept: st.kept()}
-	spans := slices.Clone(st.spans)
+	spans := st.snapshots()
 	for f, n := 0, st.active; n > 0 && f < len(r.fams); f++ {
 		for s := r.fams[f].newest; s != nil && n > 0; s = s.prev {
 			if s.state == st {
-				spans = append(spans, s)
+				spans = append(spans, s.snapshot())
 				n--
 			}
 		}
 	}
 	r.mu.Unlock()
 	slices.SortFunc(spans, byStart)
-	t.Spans = r.spansData(spans)
+	t.Spans = r.decode(spans)
 	return t, true
 }
 
-// byStart orders spans by their start, and those that the clock does not tell apart as they were started.
-func byStart(a, b *Span) int {
-	return cmp.Or(a.start.Compare(b.start), cmp.Compare(a.seq, b.seq))
+// byStart orders spans as they were started, those of earlier processes first.
+func byStart(a, b snapshot) int {
+	return cmp.Or(cmp.Compare(a.seq(), b.seq()), a.start().Compare(b.start()))
 }
 
 // Query chooses spans. Its zero value chooses all that begin a trace.

@@ -1,9 +1,9 @@
 package trace
 
 import (
+	"bytes"
 	"context"
 	"runtime/pprof"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -97,22 +97,30 @@ func (r *Recorder) start(ctx context.Context, s *Span, from *Span) (context.Cont
 	if s.family >= numFamilies {
 		s.family = numFamilies - 1
 	}
-	s.rec, s.sid, s.start, s.title = r, newSpanID(), time.Now(), cleanTitle(s.title)
-	s.logAs, s.logged = s.family, s.title
+	s.up, s.rec, s.sid, s.start, s.title = ctx, r, newSpanID(), time.Now(), cleanTitle(s.title)
+	s.buf = r.buffers.Get().(*buffer)
+	r.active.Add(spanSize + int64(s.buf.cap()))
 	if from != nil && from.id != s.id {
-		s.links = append(s.links, Link{from.id, from.sid})
+		s.link(Link{from.id, from.sid})
 		from.link(Link{s.id, s.sid})
 		if s.family == SMTPTransaction && from.family == SMTPConn {
-			s.logAs, s.logged = from.family, from.title // where fail2ban looks for refused commands
+			s.logAs = from // where fail2ban looks for refused commands
 		}
 	}
-	s.buf = r.getBuffer()
-	r.active.Add(spanSize)
 	if r.cfg.Mirror && s.family.mirrored() && r.mirrors.allow(s.start) {
-		s.mirror.begin(s)
+		s.mirror = newMirror(s)
 	}
 	r.mu.Lock()
-	if from != nil && from.id == s.id && from.state.active > 0 { // then its state is the one in the map
+	r.begin(s, from)
+	r.mu.Unlock()
+	s.setLabels(ctx)
+	s.watchStart(from)
+	return (*spanCtx)(s), s
+}
+
+// begin puts s among the active spans. The lock is held.
+func (r *Recorder) begin(s, from *Span) {
+	if from != nil && from.id == s.id && from.state.id == s.id && from.state.active > 0 { // then its state is the one in the map
 		s.state = from.state
 	} else {
 		s.state = r.stateOf(s.id)
@@ -121,23 +129,35 @@ func (r *Recorder) start(ctx context.Context, s *Span, from *Span) (context.Cont
 	r.seq++
 	s.seq = r.seq
 	r.fams[s.family].push(s)
-	r.mu.Unlock()
+}
 
-	if r.cfg.Labels && s.parent == (SpanID{}) {
-		s.unlabel = ctx
-		ctx = pprof.WithLabels(ctx, pprof.Labels("family", s.family.String(), "trace", s.id.Short()))
-		pprof.SetGoroutineLabels(ctx)
+// setLabels gives the goroutine the labels of a span that is nobody's child. Children share them, and their contexts are as near to the top.
+func (s *Span) setLabels(ctx context.Context) {
+	if s.parent != (SpanID{}) {
+		if p, ok := ctx.(*spanCtx); ok {
+			s.up, s.labels = p.up, p.labels
+		}
+		return
 	}
-	s.watchStart(from)
-	return &spanCtx{ctx, s}, s
+	if !s.rec.cfg.Labels {
+		return
+	}
+	s.root = true
+	s.labels = pprof.WithLabels(context.Background(), pprof.Labels("family", s.family.String(), "trace", s.id.Short()))
+	pprof.SetGoroutineLabels(s.labels)
 }
 
 // finished takes over a span that ended.
 func (r *Recorder) finished(s *Span, failed bool) {
 	r.metrics.finished(s.family, failed)
-	r.active.Add(-spanSize)
+	b := s.buf
+	r.active.Add(-spanSize - int64(b.cap()))
 	now := s.start.Add(s.dur)
 	followed := s.watchFinish(failed)
+	flags := byte(0)
+	if failed {
+		flags = flagFailed
+	}
 
 	r.mu.Lock()
 	r.fams[s.family].remove(s)
@@ -145,21 +165,23 @@ func (r *Recorder) finished(s *Span, failed bool) {
 	st := s.state
 	st.active--
 	was := st.kept()
-	r.addSpan(st, s)
+	rec := r.addSpan(st, s, b, flags, 0)
+	s.buf = nil
 	r.decide(st, s, failed, now)
 	if followed {
 		r.put(&r.watched, entry{st: st, sid: s.sid}, now)
 	}
-	var exports []*Span
+	var exports []snapshot
 	export := r.export.Load()
 	if export != nil {
-		exports = r.exports(st, s, was)
+		exports = r.exports(st, rec, was)
 	}
 	r.evict(r.active.Load())
 	r.mu.Unlock()
 
+	r.putBuffer(b)
 	for _, e := range exports {
-		(*export)(r.spanData(e))
+		(*export)(e.spanData(e.id, r.cfg.Generation))
 	}
 }
 
@@ -180,13 +202,13 @@ func (r *Recorder) decide(st *state, s *Span, failed bool, now time.Time) {
 	}
 }
 
-// exports returns the spans to hand to Export now that s ended.
-func (r *Recorder) exports(st *state, s *Span, was bool) []*Span {
+// exports returns the spans to hand to Export now that one ended.
+func (r *Recorder) exports(st *state, ended record, was bool) []snapshot {
 	switch {
 	case r.cfg.ExportAll || was && st.kept():
-		return []*Span{s}
+		return []snapshot{{st.id, bytes.Clone(ended)}}
 	case st.kept(): // it just became interesting: all there is of it
-		return append([]*Span(nil), st.spans...)
+		return st.snapshots()
 	}
 	return nil
 }
@@ -196,24 +218,24 @@ func (r *Recorder) Import(d SpanData) {
 	if r == nil || d.Trace == (ID{}) {
 		return
 	}
-	s := &Span{rec: r, id: d.Trace, sid: d.ID, parent: d.Parent, family: min(d.Family, numFamilies-1), title: cleanTitle(d.Title), start: d.Start,
-		dur: d.Duration, failed: d.Failed, imported: d.Generation}
+	s := &Span{id: d.Trace, sid: d.ID, parent: d.Parent, family: min(d.Family, numFamilies-1), title: cleanTitle(d.Title), start: d.Start, dur: d.Duration}
 	if s.sid == (SpanID{}) {
 		s.sid = newSpanID()
 	}
-	s.links = append(s.links, d.Links[:min(len(d.Links), maxLinks)]...)
-	var b buffer
+	b := buffer{links: d.Links[:min(len(d.Links), maxLinks)]}
 	for _, a := range d.Attrs {
 		b.set(a.Key, a.Value)
 	}
 	for _, e := range d.Events {
 		b.add(e.Offset, e.Kind, []byte(e.Text), spanBytes)
 	}
-	s.notes = b.notes()
+	flags := byte(flagImported)
+	if d.Failed {
+		flags |= flagFailed
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s.state = r.stateOf(s.id)
-	r.addSpan(s.state, s)
+	r.addSpan(r.stateOf(s.id), s, &b, flags, d.Generation)
 	r.evict(r.active.Load())
 }
 
@@ -222,8 +244,7 @@ func Resume(ctx context.Context, f Family, title string, id ID, accepted time.Ti
 	r := RecorderFrom(ctx)
 	if r != nil && id != (ID{}) {
 		r.mu.Lock()
-		st := r.traces[id]
-		known := st != nil && slices.ContainsFunc(st.spans, func(s *Span) bool { return s.imported != 0 })
+		known := r.imported(id)
 		r.mu.Unlock()
 		if !known {
 			r.Import(SpanData{Trace: id, Family: QueuePut, Title: title, Start: accepted, Generation: r.cfg.Generation - 1,
@@ -237,6 +258,18 @@ func Resume(ctx context.Context, f Family, title string, id ID, accepted time.Ti
 	return ctx, s
 }
 
+// imported says whether a span of the trace was imported. The lock is held.
+func (r *Recorder) imported(id ID) bool {
+	if st := r.traces[id]; st != nil {
+		for rec := range records(st.data) {
+			if rec.flag(flagImported) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // eventLimit is the number of bytes the events of one span may take now.
 func (r *Recorder) eventLimit() int {
 	if r.active.Load() > r.cfg.Budget/4 {
@@ -245,16 +278,8 @@ func (r *Recorder) eventLimit() int {
 	return spanBytes
 }
 
-func (r *Recorder) getBuffer() *buffer {
-	b := r.buffers.Get().(*buffer)
-	r.active.Add(int64(b.cap()))
-	return b
-}
-
 func (r *Recorder) putBuffer(b *buffer) {
-	c := b.cap()
-	r.active.Add(-int64(c))
-	if c <= 2*pooledCap {
+	if b.cap() <= 2*pooledCap {
 		b.reset()
 		r.buffers.Put(b)
 	}

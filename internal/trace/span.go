@@ -17,26 +17,24 @@ import (
 // Span is one traced operation. A nil *Span is valid and does nothing, so callers never check.
 // All methods may be called from any goroutine; after Finish they do nothing but count.
 type Span struct {
-	rec    *Recorder // nil if the span only carries its id
+	up     context.Context // that the span's own goes back to
+	labels context.Context // the profiler's labels for who works on the span, nil if there are none of ours
+	rec    *Recorder       // nil if the span only carries its id
 	id     ID
 	sid    SpanID
 	parent SpanID
-	family Family
-	logAs  Family // the family and title log lines go under
 	title  string
-	logged string
+	logAs  *Span // under whose family and title log lines go, nil: its own
 	start  time.Time
+	family Family
+	root   bool // it set the goroutine's labels
 
-	mu      sync.Mutex
-	failed  bool
-	buf     *buffer // nil once finished
-	links   []Link
-	mirror  mirror
-	unlabel context.Context // the goroutine labels to go back to
-	notes   notes           // once finished
-	dur     time.Duration   // once finished
-
-	imported int64 // the generation of the process it comes from, if not this one
+	failed bool // under mu, as what follows
+	done   bool // finished
+	mu     sync.Mutex
+	buf    *buffer // once done, the recorder's
+	mirror *mirror
+	dur    time.Duration // once done
 
 	// Under the recorder's lock.
 	state      *state
@@ -200,7 +198,7 @@ func (s *Span) Set(key, value string) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.buf == nil {
+	if s.done {
 		s.rec.dropped.Add(1)
 		return
 	}
@@ -224,8 +222,12 @@ func (s *Span) Link(id ID) {
 func (s *Span) link(l Link) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.buf != nil && l.Trace != (ID{}) && len(s.links) < maxLinks {
-		s.links = append(s.links, l)
+	if !s.done && l.Trace != (ID{}) && len(s.buf.links) < maxLinks {
+		c := s.buf.cap()
+		s.buf.links = append(s.buf.links, l)
+		if d := s.buf.cap() - c; d != 0 {
+			s.rec.active.Add(int64(d))
+		}
 	}
 }
 
@@ -254,7 +256,7 @@ func (s *Span) event(k Kind, level log.Level, depth int, place *Place, text []by
 	if k == Error {
 		s.failed = true
 	}
-	if s.buf == nil {
+	if s.done {
 		s.rec.dropped.Add(1)
 	} else {
 		c := s.buf.cap()
@@ -295,8 +297,11 @@ func (s *Span) log(k Kind, level log.Level, depth int, place *Place, text []byte
 }
 
 func (s *Span) appendPrefix(b []byte) []byte {
-	b = append(append(b, s.logAs.String()...), ' ')
-	return append(append(b, s.logged...), ": "...)
+	if s.logAs != nil {
+		s = s.logAs
+	}
+	b = append(append(b, s.family.String()...), ' ')
+	return append(append(b, s.title...), ": "...)
 }
 
 // appendEscaped quotes text as Go does, without the outer quotes, so that nothing in it can make a line of its own.
@@ -316,25 +321,22 @@ func (s *Span) Finish() {
 		return
 	}
 	s.mu.Lock()
-	b := s.buf
-	if b == nil {
+	if s.done {
 		s.mu.Unlock()
 		return
 	}
 	s.dur = time.Since(s.start)
-	s.notes = b.notes()
-	s.buf = nil
-	m, failed, unlabel := s.mirror, s.failed, s.unlabel
-	s.mirror, s.unlabel = mirror{}, nil
+	s.done = true
+	m, failed := s.mirror, s.failed
+	s.mirror = nil
 	s.mu.Unlock()
 
-	s.rec.putBuffer(b)
 	s.rec.finished(s, failed)
 	if m.on() {
 		m.finish(s.id, failed)
 	}
-	if unlabel != nil {
-		pprof.SetGoroutineLabels(unlabel)
+	if s.root {
+		pprof.SetGoroutineLabels(s.up)
 	}
 }
 
@@ -342,6 +344,9 @@ func (s *Span) Finish() {
 func cleanTitle(t string) string {
 	if len(t) > maxTitle {
 		t = strings.Clone(t[:maxTitle])
+	}
+	if plain(t) {
+		return t
 	}
 	for i, r := range t {
 		if r == utf8.RuneError || !unicode.IsPrint(r) {
@@ -351,8 +356,21 @@ func cleanTitle(t string) string {
 	return t
 }
 
+// plain says that there is nothing but printable ASCII.
+func plain[T string | []byte](t T) bool {
+	for i := range len(t) {
+		if t[i] < ' ' || t[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
 // printable returns the text with everything in it that is not valid UTF-8 or does not print escaped.
 func printable(b []byte) string {
+	if plain(b) {
+		return string(b)
+	}
 	for i := 0; i < len(b); {
 		r, n := utf8.DecodeRune(b[i:])
 		if r == utf8.RuneError && n <= 1 || !unicode.IsPrint(r) {

@@ -1,7 +1,6 @@
 package trace
 
 import (
-	"container/list"
 	"time"
 	"unsafe"
 )
@@ -25,7 +24,7 @@ const (
 // Sizes for the account of memory, somewhat above what the allocator takes.
 const (
 	spanSize  = int64(unsafe.Sizeof(Span{})) + 64
-	stateSize = int64(unsafe.Sizeof(state{})) + 256 // with its entries in map and list
+	stateSize = int64(unsafe.Sizeof(state{})) + 96 // with its entry in the map
 )
 
 // buckets are the lower bounds of the ranges of durations that pages show.
@@ -48,21 +47,60 @@ func Bucket(d time.Duration) int {
 	return 0
 }
 
-// state is what is known of one trace. It is in the store's map as long as it has an active span, is recent or is kept.
+// state is what is known of one trace. It is in the store's map as long as it has an active span, is recent or is kept. Afterwards another
+// trace may get it: who remembers a state has to see by the id or gen whether it is still the same.
 type state struct {
 	id      ID
 	active  int
-	spans   []*Span // finished
-	dropped int     // finished spans that found no room
-	gone    bool    // it is not in the map any more
+	spans   int    // finished ones
+	data    []byte // their records
+	dropped int    // finished spans that found no room
+	gone    bool   // it is not in the map any more
 	size    int64
 
-	gen    int           // of refs and pins: counts how often it was stripped of them
-	refs   int           // reasons to keep it: entries of rings
-	pins   int           // kept traces that are linked to it
-	pinned []entry       // traces this one pins while it is kept
-	recent *list.Element // in store.recents
-	elem   *list.Element // in store.keeps
+	gen    int     // of refs and pins: counts how often it was stripped of them, by all traces it was the state of
+	refs   int     // reasons to keep it: entries of rings
+	pins   int     // kept traces that are linked to it
+	pinned []entry // traces this one pins while it is kept
+
+	lists [2]struct { // its place in store.recents and store.keeps
+		in         bool
+		prev, next *state
+	}
+}
+
+// list is a list of states, the one that is longest in it first.
+type list struct {
+	which       int // of state.lists
+	first, last *state
+}
+
+func (l *list) has(st *state) bool { return st.lists[l.which].in }
+
+func (l *list) push(st *state) {
+	n := &st.lists[l.which]
+	n.in, n.prev = true, l.last
+	if n.prev == nil {
+		l.first = st
+	} else {
+		n.prev.lists[l.which].next = st
+	}
+	l.last = st
+}
+
+func (l *list) remove(st *state) {
+	n := &st.lists[l.which]
+	if n.prev == nil {
+		l.first = n.next
+	} else {
+		n.prev.lists[l.which].next = n.next
+	}
+	if n.next == nil {
+		l.last = n.prev
+	} else {
+		n.next.lists[l.which].prev = n.prev
+	}
+	n.in, n.prev, n.next = false, nil, nil
 }
 
 func (st *state) kept() bool { return st.refs+st.pins > 0 }
@@ -99,10 +137,11 @@ func (g *ring) list() []entry {
 type store struct {
 	budget  int64
 	traces  map[ID]*state
-	recents list.List // *state, oldest first
-	keeps   list.List // *state, the longest kept first
-	size    int64     // bytes of all traces
-	kept    int64     // bytes of those that are kept
+	recents list
+	keeps   list
+	size    int64 // bytes of all traces
+	kept    int64 // bytes of those that are kept
+	spares  spares
 
 	sample, late, exemplar, watched ring
 	rows                            rows
@@ -111,6 +150,8 @@ type store struct {
 func (t *store) init(budget int64) {
 	t.budget = budget
 	t.traces = map[ID]*state{}
+	t.keeps.which = 1
+	t.spares.max = budget / 32
 	t.sample = ring{max: keepSample, every: sampleEvery}
 	t.late = ring{max: keepLate, eager: true}
 	t.exemplar = ring{max: keepExemplars, eager: true}
@@ -122,36 +163,54 @@ func (t *store) init(budget int64) {
 func (t *store) stateOf(id ID) *state {
 	st := t.traces[id]
 	if st == nil {
-		st = &state{id: id, size: stateSize}
-		t.traces[id] = st
-		t.size += stateSize
+		st = t.newState(id)
 	}
 	return st
 }
 
-// addSpan adds a finished span to its trace, which thereby is among the recent ones.
-func (t *store) addSpan(st *state, s *Span) {
-	for len(st.spans) >= maxSpans || st.size > maxTraceBytes && len(st.spans) > 1 {
-		mid := min(len(st.spans)/2, maxSpans/2)
-		t.resize(st, -sizeOf(st.spans[mid]))
-		copy(st.spans[mid:], st.spans[mid+1:])
-		st.spans[len(st.spans)-1] = nil
-		st.spans = st.spans[:len(st.spans)-1]
-		st.dropped++
-	}
-	st.spans = append(st.spans, s)
-	t.resize(st, sizeOf(s))
-	if st.recent == nil {
-		st.recent = t.recents.PushBack(st)
-	}
-	if st.kept() {
-		t.pin(st, s)
-	}
+// newState makes the state of a trace that has none.
+func (t *store) newState(id ID) *state {
+	st := t.spares.state()
+	st.id, st.size, st.dropped, st.gone = id, stateSize, 0, false
+	t.traces[id] = st
+	t.size += stateSize
+	return st
 }
 
-// sizeOf is the memory of a finished span.
-func sizeOf(s *Span) int64 {
-	return spanSize + int64(len(s.title)+cap(s.notes.data)) + int64(len(s.links))*int64(unsafe.Sizeof(Link{}))
+// addSpan adds the record of a finished span to its trace, which thereby is among the recent ones, and returns it.
+func (t *store) addSpan(st *state, s *Span, b *buffer, flags byte, generation int64) record {
+	n := recordSize(s, b)
+	t.makeRoom(st, n)
+	at := len(st.data)
+	st.data = appendRecord(st.data, s, b, s.dur, flags, generation)
+	st.spans++
+	rec := record(st.data[at:])
+	if !t.recents.has(st) {
+		t.recents.push(st)
+	}
+	if st.kept() {
+		t.pin(st, rec)
+	}
+	return rec
+}
+
+// makeRoom makes the data of a trace take n more bytes. Of very many spans, those in the middle go.
+func (t *store) makeRoom(st *state, n int) {
+	for st.spans >= maxSpans || len(st.data)+n > maxTraceBytes && st.spans > 1 {
+		rest := st.data
+		for range min(st.spans/2, maxSpans/2) {
+			rest = rest[len(first(rest)):]
+		}
+		st.data = st.data[:len(st.data)-len(rest)+copy(rest, rest[len(first(rest)):])]
+		st.spans--
+		st.dropped++
+	}
+	if c := cap(st.data); len(st.data)+n > c {
+		old := st.data
+		st.data = append(t.spares.data(len(old)+n), old...)
+		t.spares.putData(old)
+		t.resize(st, int64(cap(st.data)-c))
+	}
 }
 
 func (t *store) resize(st *state, n int64) {
@@ -190,8 +249,8 @@ func (t *store) hold(st *state) {
 	st.refs++
 	t.becomeKept(st, was)
 	if st.refs == 1 {
-		for _, s := range st.spans {
-			t.pin(st, s)
+		for rec := range records(st.data) {
+			t.pin(st, rec)
 		}
 	}
 }
@@ -199,19 +258,17 @@ func (t *store) hold(st *state) {
 func (t *store) becomeKept(st *state, was bool) {
 	if !was {
 		t.kept += st.size
-		st.elem = t.keeps.PushBack(st)
+		t.keeps.push(st)
 	}
 }
 
 // pin keeps the traces that a span of a kept one is linked to: the connection of a message whose delivery failed.
-func (t *store) pin(st *state, s *Span) {
+func (t *store) pin(st *state, rec record) {
 	if st.refs == 0 {
 		return // pinned itself: the chain ends here
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range s.links {
-		if o := t.traces[l.Trace]; o != nil && o != st && len(st.pinned) < maxLinks {
+	for i := range int(rec[recLinks]) {
+		if o := t.traces[rec.link(i).Trace]; o != nil && o != st && len(st.pinned) < maxLinks {
 			was := o.kept()
 			o.pins++
 			t.becomeKept(o, was)
@@ -244,35 +301,37 @@ func (t *store) unpin(st *state) {
 }
 
 func (t *store) unkeep(st *state) {
-	if st.elem != nil {
+	if t.keeps.has(st) {
 		t.kept -= st.size
-		t.keeps.Remove(st.elem)
-		st.elem = nil
+		t.keeps.remove(st)
 	}
 }
 
 // forget removes a trace that is neither active nor recent nor kept.
 func (t *store) forget(st *state) {
-	if st.active > 0 || st.recent != nil || st.kept() || st.gone {
+	if st.active > 0 || t.recents.has(st) || st.kept() || st.gone {
 		return
 	}
 	st.gone = true
 	delete(t.traces, st.id)
 	t.size -= st.size
-	st.spans, st.size = nil, 0
+	t.spares.putData(st.data)
+	st.spans, st.data, st.size = 0, nil, 0
+	t.spares.putState(st)
 }
 
 // evict makes the traces fit into the budget: first recent ones go that there is no reason to keep, then the longest kept.
 func (t *store) evict(active int64) {
-	limit := max(t.budget-active-t.rows.size(), t.budget/4)
-	for t.kept > limit*3/4 && t.keeps.Len() > 0 {
-		t.strip(t.keeps.Front().Value.(*state))
+	limit := max(t.budget-active-t.rows.size()-t.spares.max, t.budget/4)
+	for t.kept > limit*3/4 && t.keeps.first != nil {
+		t.strip(t.keeps.first)
 	}
-	for t.size > limit && t.recents.Len() > 0 {
-		st := t.recents.Remove(t.recents.Front()).(*state)
-		st.recent = nil
+	for t.size > limit && t.recents.first != nil {
+		st := t.recents.first
+		t.recents.remove(st)
 		if st.active > 0 && !st.kept() {
 			t.strip(st) // what it recorded so far
+			continue
 		}
 		t.forget(st)
 	}
@@ -284,12 +343,12 @@ func (t *store) strip(st *state) {
 	st.refs, st.pins = 0, 0
 	st.gen++
 	t.unpin(st)
-	st.dropped += len(st.spans)
+	st.dropped += st.spans
 	t.resize(st, stateSize-st.size)
-	st.spans = nil
-	if st.recent != nil {
-		t.recents.Remove(st.recent)
-		st.recent = nil
+	t.spares.putData(st.data)
+	st.spans, st.data = 0, nil
+	if t.recents.has(st) {
+		t.recents.remove(st)
 	}
 	t.forget(st)
 }

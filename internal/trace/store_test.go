@@ -56,16 +56,16 @@ func (r *Recorder) check(t interface {
 		if st.kept() {
 			kept += st.size
 		}
-		own := stateSize
-		for _, s := range st.spans {
-			own += sizeOf(s)
+		n := 0
+		for range records(st.data) {
+			n++
 		}
 		switch {
-		case st.id != id, own != st.size, len(st.spans) > maxSpans:
-			t.Fatalf("trace %v: size %d, holds %d in %d spans", id, st.size, own, len(st.spans))
-		case st.refs != refs[st], st.pins != pins[st], st.kept() != (st.elem != nil):
-			t.Fatalf("trace %v: %d of %d references, %d of %d pins, listed %v", id, st.refs, refs[st], st.pins, pins[st], st.elem != nil)
-		case st.active == 0 && st.recent == nil && !st.kept():
+		case st.id != id, stateSize+int64(cap(st.data)) != st.size, n != st.spans, n > maxSpans, st.gone:
+			t.Fatalf("trace %v: size %d, holds %d bytes in %d of %d spans, gone %v", id, st.size, cap(st.data), n, st.spans, st.gone)
+		case st.refs != refs[st], st.pins != pins[st], st.kept() != r.keeps.has(st):
+			t.Fatalf("trace %v: %d of %d references, %d of %d pins, listed %v", id, st.refs, refs[st], st.pins, pins[st], r.keeps.has(st))
+		case st.active == 0 && !r.recents.has(st) && !st.kept():
 			t.Fatalf("trace %v is there for no reason", id)
 		case st.refs == 0 && len(st.pinned) > 0:
 			t.Fatalf("trace %v pins others for no reason", id)
@@ -74,6 +74,36 @@ func (r *Recorder) check(t interface {
 	if size != r.size || kept != r.kept {
 		t.Fatalf("size %d is accounted as %d, kept %d as %d", size, r.size, kept, r.kept)
 	}
+	r.checkSpares(t)
+}
+
+// checkSpares checks that what waits to be used again is accounted for, and nobody else's.
+func (r *Recorder) checkSpares(t interface{ Fatalf(string, ...any) }) {
+	size := stateSize * int64(len(r.spares.states))
+	used := map[*byte]bool{}
+	for _, st := range r.traces {
+		if cap(st.data) > 0 {
+			used[&st.data[:1][0]] = true
+		}
+	}
+	for _, st := range r.spares.states {
+		if !st.gone || st.kept() || st.active != 0 || st.spans != 0 || st.data != nil || st.pinned != nil || r.traces[st.id] == st || r.recents.has(st) || r.keeps.has(st) {
+			t.Fatalf("a spare state is in use: %+v", st)
+		}
+	}
+	for class, free := range r.spares.datas {
+		for _, b := range free {
+			size += int64(cap(b))
+			if p := &b[:1][0]; used[p] || cap(b) != dataSmall<<class {
+				t.Fatalf("%d spare bytes are in use, or at the wrong place", cap(b))
+			} else {
+				used[p] = true
+			}
+		}
+	}
+	if size != r.spares.size || size > r.spares.max {
+		t.Fatalf("%d spare bytes of %d are accounted as %d", size, r.spares.max, r.spares.size)
+	}
 }
 
 // TestAccounts does things at random and holds the store's accounts against what is in it.
@@ -81,6 +111,7 @@ func TestAccounts(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, r := recording(Config{Budget: 64 << 10})
+			r.spares.max = int64(rapid.SampledFrom([]int{0, 2 << 10, 32 << 10}).Draw(rt, "spares"))
 			ids := []ID{NewID(), NewID(), NewID(), NewID(), NewID(), NewID()}
 			type open struct {
 				ctx context.Context
@@ -487,8 +518,8 @@ func TestExemplars(t *testing.T) {
 			}
 		}
 		r.mu.Lock()
-		for r.keeps.Len() > 0 {
-			r.strip(r.keeps.Front().Value.(*state))
+		for r.keeps.first != nil {
+			r.strip(r.keeps.first)
 		}
 		r.mu.Unlock()
 		r.check(t)

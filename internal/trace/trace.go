@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"time"
 )
 
 // ID is the 128-bit id of one message's trace, the same from accept to the final reply. The zero value means "none".
@@ -40,7 +41,9 @@ func (id ID) Short() string {
 	if id == (ID{}) {
 		return ""
 	}
-	return hex.EncodeToString(id[:8])
+	var b [16]byte
+	hex.Encode(b[:], id[:8])
+	return string(b[:])
 }
 
 // MarshalText renders the id as String does.
@@ -214,23 +217,31 @@ type (
 	recorderKey struct{}
 )
 
-// spanCtx is a context that carries a span, and by it the recorder.
-type spanCtx struct {
-	context.Context
-	s *Span
-}
+// spanCtx is a span as the context that carries it, and by it the recorder.
+type spanCtx Span
+
+func (c *spanCtx) Deadline() (time.Time, bool) { return c.up.Deadline() }
+
+func (c *spanCtx) Done() <-chan struct{} { return c.up.Done() }
+
+func (c *spanCtx) Err() error { return c.up.Err() }
 
 // Value returns what the context carries under the key.
 func (c *spanCtx) Value(key any) any {
 	switch key.(type) {
 	case spanKey:
-		return c.s
+		return (*Span)(c)
 	case recorderKey:
-		if c.s.rec != nil {
-			return c.s.rec
+		if c.rec != nil {
+			return c.rec
 		}
 	}
-	return c.Context.Value(key)
+	if c.labels != nil {
+		if v := c.labels.Value(key); v != nil {
+			return v
+		}
+	}
+	return c.up.Value(key)
 }
 
 // WithRecorder returns a context whose spans go to r. Without one in the context, spans cost nothing and go nowhere.
@@ -277,7 +288,8 @@ func StartMessage(ctx context.Context, f Family, title string, id ID) (context.C
 	s := &Span{family: f, title: title, id: id}
 	r := RecorderFrom(ctx)
 	if r == nil {
-		return &spanCtx{ctx, s}, s
+		s.up = ctx
+		return (*spanCtx)(s), s
 	}
 	return r.start(ctx, s, p)
 }
