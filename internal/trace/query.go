@@ -359,7 +359,7 @@ func (r *Recorder) Exemplar(id [16]byte, observed bool, v float64) bool {
 	if st == nil {
 		return false
 	}
-	r.put(&r.exemplar, entry{st: st}, time.Now())
+	r.put(&r.exemplar, st, SpanID{}, time.Now())
 	last := ID(id)
 	r.ex.last.Store(&last)
 	return true

@@ -44,9 +44,7 @@ type Recorder struct {
 	mirrors mirrorLimit
 	ex      exemplars
 
-	active  atomic.Int64 // bytes of active spans
-	dropped atomic.Int64 // events that were dropped, or came after Finish
-
+	tight  atomic.Bool                    // active spans hold more than their share of the budget
 	export atomic.Pointer[func(SpanData)] // nil: nobody wants spans
 
 	watchMu sync.Mutex // held to change watches
@@ -55,6 +53,11 @@ type Recorder struct {
 
 	buffers sync.Pool // *buffer
 	scratch sync.Pool // *[]byte
+
+	_ [64]byte // what every event reads, and hardly anything changes, is not in a cache line with what every span changes
+
+	dropped atomic.Int64 // events that were dropped, or came after Finish
+	active  atomic.Int64 // bytes of active spans
 
 	mu   sync.Mutex
 	seq  uint64
@@ -92,18 +95,15 @@ func (r *Recorder) SetExport(f func(SpanData)) {
 	r.export.Store(&f)
 }
 
-// start makes s an active span and returns the context that carries it. from is the span of ctx, if it has one.
-func (r *Recorder) start(ctx context.Context, s *Span, from *Span) (context.Context, *Span) {
-	if s.family >= numFamilies {
-		s.family = numFamilies - 1
-	}
-	s.up, s.rec, s.sid, s.start, s.title = ctx, r, newSpanID(), time.Now(), cleanTitle(s.title)
-	s.buf = r.buffers.Get().(*buffer)
-	r.active.Add(spanSize + int64(s.buf.cap()))
-	if from != nil && from.id != s.id {
+// start makes a span and returns it with the context that carries it. from is the span of ctx, if it has one.
+func (r *Recorder) start(ctx context.Context, f Family, title string, id ID, parent SpanID, from *Span) (context.Context, *Span) {
+	s := &Span{up: ctx, rec: r, id: id, sid: newSpanID(), parent: parent, title: cleanTitle(title), start: time.Now(), family: min(f, numFamilies-1),
+		buf: r.buffers.Get().(*buffer)}
+	c := s.buf.cap()
+	if from != nil && from.id != id {
 		s.link(Link{from.id, from.sid})
-		from.link(Link{s.id, s.sid})
-		if s.family == SMTPTransaction && from.family == SMTPConn {
+		from.link(Link{id, s.sid})
+		if f == SMTPTransaction && from.family == SMTPConn {
 			s.logAs = from // where fail2ban looks for refused commands
 		}
 	}
@@ -111,15 +111,16 @@ func (r *Recorder) start(ctx context.Context, s *Span, from *Span) (context.Cont
 		s.mirror = newMirror(s)
 	}
 	r.mu.Lock()
-	r.begin(s, from)
+	r.begin(s, from, c)
 	r.mu.Unlock()
 	s.setLabels(ctx)
 	s.watchStart(from)
 	return (*spanCtx)(s), s
 }
 
-// begin puts s among the active spans. The lock is held.
-func (r *Recorder) begin(s, from *Span) {
+// begin puts s, whose buffer holds so many bytes, among the active spans. The lock is held.
+func (r *Recorder) begin(s, from *Span, bytes int) {
+	r.account(spanSize + int64(bytes))
 	if from != nil && from.id == s.id && from.state.id == s.id && from.state.active > 0 { // then its state is the one in the map
 		s.state = from.state
 	} else {
@@ -151,7 +152,6 @@ func (s *Span) setLabels(ctx context.Context) {
 func (r *Recorder) finished(s *Span, failed bool) {
 	r.metrics.finished(s.family, failed)
 	b := s.buf
-	r.active.Add(-spanSize - int64(b.cap()))
 	now := s.start.Add(s.dur)
 	followed := s.watchFinish(failed)
 	flags := byte(0)
@@ -160,6 +160,7 @@ func (r *Recorder) finished(s *Span, failed bool) {
 	}
 
 	r.mu.Lock()
+	r.account(-spanSize - int64(b.cap()))
 	r.fams[s.family].remove(s)
 	r.fams[s.family].count(s.dur, failed)
 	st := s.state
@@ -169,7 +170,7 @@ func (r *Recorder) finished(s *Span, failed bool) {
 	s.buf = nil
 	r.decide(st, s, failed, now)
 	if followed {
-		r.put(&r.watched, entry{st: st, sid: s.sid}, now)
+		r.put(&r.watched, st, s.sid, now)
 	}
 	var exports []snapshot
 	export := r.export.Load()
@@ -188,16 +189,15 @@ func (r *Recorder) finished(s *Span, failed bool) {
 // decide says why the trace of a span that ended is worth keeping, if it is.
 func (r *Recorder) decide(st *state, s *Span, failed bool, now time.Time) {
 	f := &r.fams[s.family]
-	e := entry{st: st, sid: s.sid}
 	if failed {
-		r.put(&f.errors, e, now)
+		r.put(&f.errors, st, s.sid, now)
 		if s.family.late() {
-			r.put(&r.late, e, now)
+			r.put(&r.late, st, s.sid, now)
 		}
 	}
-	r.put(&f.buckets[Bucket(s.dur)], e, now)
+	r.put(&f.buckets[Bucket(s.dur)], st, s.sid, now)
 	if s.parent == (SpanID{}) {
-		r.put(&r.sample, e, now)
+		r.put(&r.sample, st, s.sid, now)
 		r.rows.add(s, failed)
 	}
 }
@@ -270,9 +270,19 @@ func (r *Recorder) imported(id ID) bool {
 	return false
 }
 
+// account adds to the bytes of active spans.
+func (r *Recorder) account(n int64) {
+	if n == 0 {
+		return
+	}
+	if tight := r.active.Add(n) > r.cfg.Budget/4; tight != r.tight.Load() {
+		r.tight.Store(tight)
+	}
+}
+
 // eventLimit is the number of bytes the events of one span may take now.
 func (r *Recorder) eventLimit() int {
-	if r.active.Load() > r.cfg.Budget/4 {
+	if r.tight.Load() {
 		return tightBytes
 	}
 	return spanBytes

@@ -185,10 +185,20 @@ func (f *Field) append(b []byte) []byte {
 		return strconv.AppendInt(b, f.n, 10)
 	case f.kind == fieldDuration:
 		return append(b, time.Duration(f.n).String()...)
-	case f.s == "" || strings.ContainsAny(f.s, " \"="):
+	case !bare(f.s):
 		return strconv.AppendQuote(b, f.s[:min(len(f.s), maxText)])
 	}
 	return append(b, f.s...)
+}
+
+// bare says that a value needs no quotes.
+func bare(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c == ' ' || c == '"' || c == '=' {
+			return false
+		}
+	}
+	return s != ""
 }
 
 // Set sets an attribute shown with the span; key is a constant.
@@ -206,7 +216,7 @@ func (s *Span) Set(key, value string) {
 	if !s.buf.set(key, value) {
 		s.rec.dropped.Add(1)
 	}
-	s.rec.active.Add(int64(s.buf.cap() - c))
+	s.rec.account(int64(s.buf.cap() - c))
 	if s.mirror.on() {
 		s.mirror.add(Info, printable([]byte(key+" = "+value[:min(len(value), maxText)])))
 	}
@@ -221,14 +231,12 @@ func (s *Span) Link(id ID) {
 
 func (s *Span) link(l Link) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if !s.done && l.Trace != (ID{}) && len(s.buf.links) < maxLinks {
 		c := s.buf.cap()
 		s.buf.links = append(s.buf.links, l)
-		if d := s.buf.cap() - c; d != 0 {
-			s.rec.active.Add(int64(d))
-		}
+		s.rec.account(int64(s.buf.cap() - c))
 	}
+	s.mu.Unlock()
 }
 
 // printf formats an event.
@@ -264,9 +272,7 @@ func (s *Span) event(k Kind, level log.Level, depth int, place *Place, text []by
 		if n > 0 {
 			s.rec.dropped.Add(int64(n))
 		}
-		if d := s.buf.cap() - c; d != 0 {
-			s.rec.active.Add(int64(d))
-		}
+		s.rec.account(int64(s.buf.cap() - c))
 		s.mirrorEvent(k, at, text)
 	}
 	s.mu.Unlock()

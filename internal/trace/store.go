@@ -221,14 +221,14 @@ func (t *store) resize(st *state, n int64) {
 	}
 }
 
-// put offers an entry to a ring and keeps its trace if the ring takes it.
-func (t *store) put(g *ring, e entry, now time.Time) {
+// put offers a trace to a ring, for the sake of one of its spans, and keeps it if the ring takes it.
+func (t *store) put(g *ring, st *state, sid SpanID, now time.Time) {
 	if full := len(g.slots) == g.max; (full || !g.eager) && now.Sub(g.last) < g.every {
 		return
 	}
 	g.last = now
-	e.gen = e.st.gen
-	t.hold(e.st)
+	e := entry{st, st.gen, sid}
+	t.hold(st)
 	if len(g.slots) < g.max {
 		g.slots = append(g.slots, e)
 		g.next = len(g.slots) % g.max

@@ -77,35 +77,6 @@ func (r *Recorder) check(t interface {
 	r.checkSpares(t)
 }
 
-// checkSpares checks that what waits to be used again is accounted for, and nobody else's.
-func (r *Recorder) checkSpares(t interface{ Fatalf(string, ...any) }) {
-	size := stateSize * int64(len(r.spares.states))
-	used := map[*byte]bool{}
-	for _, st := range r.traces {
-		if cap(st.data) > 0 {
-			used[&st.data[:1][0]] = true
-		}
-	}
-	for _, st := range r.spares.states {
-		if !st.gone || st.kept() || st.active != 0 || st.spans != 0 || st.data != nil || st.pinned != nil || r.traces[st.id] == st || r.recents.has(st) || r.keeps.has(st) {
-			t.Fatalf("a spare state is in use: %+v", st)
-		}
-	}
-	for class, free := range r.spares.datas {
-		for _, b := range free {
-			size += int64(cap(b))
-			if p := &b[:1][0]; used[p] || cap(b) != dataSmall<<class {
-				t.Fatalf("%d spare bytes are in use, or at the wrong place", cap(b))
-			} else {
-				used[p] = true
-			}
-		}
-	}
-	if size != r.spares.size || size > r.spares.max {
-		t.Fatalf("%d spare bytes of %d are accounted as %d", size, r.spares.max, r.spares.size)
-	}
-}
-
 // TestAccounts does things at random and holds the store's accounts against what is in it.
 func TestAccounts(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {

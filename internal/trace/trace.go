@@ -257,6 +257,9 @@ func RecorderFrom(ctx context.Context) *Recorder {
 
 // From returns the context's span, nil if there is none.
 func From(ctx context.Context) *Span {
+	if c, ok := ctx.(*spanCtx); ok {
+		return (*Span)(c)
+	}
 	s, _ := ctx.Value(spanKey{}).(*Span)
 	return s
 }
@@ -268,14 +271,14 @@ func Start(ctx context.Context, f Family, title string) (context.Context, *Span)
 	p := From(ctx)
 	if p == nil {
 		if r := RecorderFrom(ctx); r != nil {
-			return r.start(ctx, &Span{family: f, title: title, id: NewID()}, nil)
+			return r.start(ctx, f, title, NewID(), SpanID{}, nil)
 		}
 		return ctx, nil
 	}
 	if p.rec == nil {
 		return ctx, p
 	}
-	return p.rec.start(ctx, &Span{family: f, title: title, id: p.id, parent: p.sid}, p)
+	return p.rec.start(ctx, f, title, p.id, p.sid, p)
 }
 
 // StartMessage begins a span that belongs to the message trace id, linked to the context's span rather than its child. Without a recorder
@@ -285,11 +288,9 @@ func StartMessage(ctx context.Context, f Family, title string, id ID) (context.C
 	if p != nil && p.id == id {
 		return Start(ctx, f, title)
 	}
-	s := &Span{family: f, title: title, id: id}
-	r := RecorderFrom(ctx)
-	if r == nil {
-		s.up = ctx
-		return (*spanCtx)(s), s
+	if r := RecorderFrom(ctx); r != nil {
+		return r.start(ctx, f, title, id, SpanID{}, p)
 	}
-	return r.start(ctx, s, p)
+	s := &Span{up: ctx, family: f, title: title, id: id}
+	return (*spanCtx)(s), s
 }
