@@ -149,3 +149,33 @@ func TestSpares(t *testing.T) {
 	}
 	r.check(t)
 }
+
+// TestLateChild checks that a span that begins after its parent was forgotten is not mixed up with the trace that has the parent's place now.
+func TestLateChild(t *testing.T) {
+	ctx, r := recording(Config{Budget: 1 << 20})
+	flood(ctx, 2000)
+	pctx, parent := StartMessage(ctx, SMTPTransaction, "parent", NewID())
+	parent.Finish()
+	place := parent.state
+	flood(ctx, 2000)
+	var others []*Span
+	for place.id == parent.ID() || place.active == 0 {
+		_, s := StartMessage(ctx, SMTPTransaction, "other", NewID())
+		flood(ctx, 1)
+		if others = append(others, s); len(others) > 3000 {
+			t.Fatal("the place is not used again")
+		}
+	}
+	_, child := Start(pctx, CheckSPF, "child")
+	if got, _ := r.Trace(parent.ID()); len(got.Spans) != 1 || got.Spans[0].ID != child.SpanID() {
+		t.Errorf("the parent's trace is %+v", got)
+	}
+	if got, _ := r.Trace(place.id); len(got.Spans) != 1 || got.Spans[0].Title != "other" {
+		t.Errorf("the other trace is %+v", got)
+	}
+	child.Finish()
+	for _, s := range others {
+		s.Finish()
+	}
+	r.check(t)
+}
