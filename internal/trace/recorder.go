@@ -97,14 +97,14 @@ func (r *Recorder) SetExport(f func(SpanData)) {
 
 // start makes a span and returns it with the context that carries it. from is the span of ctx, if it has one.
 func (r *Recorder) start(ctx context.Context, f Family, title string, id ID, parent SpanID, from *Span) (context.Context, *Span) {
-	s := &Span{up: ctx, rec: r, id: id, sid: newSpanID(), parent: parent, title: cleanTitle(title), start: time.Now(), family: min(f, numFamilies-1),
+	s := &Span{up: ctx, rec: r, id: id, sid: newSpanID(), parent: parent, title: cleanTitle(title), start: time.Now(), family: min(f, numFamilies-1), from: from,
 		buf: r.buffers.Get().(*buffer)}
 	c := s.buf.cap()
 	if from != nil && from.id != id {
 		s.link(Link{from.id, from.sid})
 		from.link(Link{id, s.sid})
 		if f == SMTPTransaction && from.family == SMTPConn {
-			s.logAs = from // where fail2ban looks for refused commands
+			s.logUp = true // where fail2ban looks for refused commands
 		}
 	}
 	if r.cfg.Mirror && s.family.mirrored() && r.mirrors.allow(s.start) {
@@ -135,8 +135,9 @@ func (r *Recorder) begin(s, from *Span, bytes int) {
 // setLabels gives the goroutine the labels of a span that is nobody's child. Children share them, and their contexts are as near to the top.
 func (s *Span) setLabels(ctx context.Context) {
 	if s.parent != (SpanID{}) {
+		s.labels = s.from.labels
 		if p, ok := ctx.(*spanCtx); ok {
-			s.up, s.labels = p.up, p.labels
+			s.up = p.up
 		}
 		return
 	}
@@ -145,6 +146,15 @@ func (s *Span) setLabels(ctx context.Context) {
 	}
 	s.root = true
 	s.labels = pprof.WithLabels(context.Background(), pprof.Labels("family", s.family.String(), "trace", s.id.Short()))
+	pprof.SetGoroutineLabels(s.labels)
+}
+
+// resetLabels gives the goroutine the labels of s again, or none.
+func (s *Span) resetLabels() {
+	if s == nil || s.labels == nil {
+		pprof.SetGoroutineLabels(context.Background())
+		return
+	}
 	pprof.SetGoroutineLabels(s.labels)
 }
 

@@ -3,7 +3,6 @@ package trace
 import (
 	"context"
 	"fmt"
-	"runtime/pprof"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,9 +23,10 @@ type Span struct {
 	sid    SpanID
 	parent SpanID
 	title  string
-	logAs  *Span // under whose family and title log lines go, nil: its own
+	from   *Span // that of the context it began in, nil if there is none
 	start  time.Time
 	family Family
+	logUp  bool // log lines go under the family and title of from
 	root   bool // it set the goroutine's labels
 
 	failed bool // under mu, as what follows
@@ -231,7 +231,7 @@ func (s *Span) Link(id ID) {
 
 func (s *Span) link(l Link) {
 	s.mu.Lock()
-	if !s.done && l.Trace != (ID{}) && len(s.buf.links) < maxLinks {
+	if !s.done && s.buf != nil && l.Trace != (ID{}) && len(s.buf.links) < maxLinks {
 		c := s.buf.cap()
 		s.buf.links = append(s.buf.links, l)
 		s.rec.account(int64(s.buf.cap() - c))
@@ -303,8 +303,8 @@ func (s *Span) log(k Kind, level log.Level, depth int, place *Place, text []byte
 }
 
 func (s *Span) appendPrefix(b []byte) []byte {
-	if s.logAs != nil {
-		s = s.logAs
+	if s.logUp {
+		s = s.from
 	}
 	b = append(append(b, s.family.String()...), ' ')
 	return append(append(b, s.title...), ": "...)
@@ -342,7 +342,7 @@ func (s *Span) Finish() {
 		m.finish(s.id, failed)
 	}
 	if s.root {
-		pprof.SetGoroutineLabels(s.up)
+		s.from.resetLabels()
 	}
 }
 

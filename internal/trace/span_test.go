@@ -72,6 +72,12 @@ func TestNoRecorder(t *testing.T) {
 	child.Errorf("x")
 	child.Finish()
 	s.Finish()
+	rctx, r := recording(Config{})
+	_, linked := StartMessage(WithRecorder(ctx, RecorderFrom(rctx)), DNS, "a recorder after all", NewID())
+	linked.Finish()
+	if d := r.spanData(linked); len(d.Links) != 1 || d.Links[0].Trace != id {
+		t.Errorf("links to the message: %+v", d.Links)
+	}
 	var nobody *Recorder
 	nobody.Import(SpanData{Trace: id})
 	if nobody.Kept(id) || nobody.EventLog(Reload, "x") != nil {
